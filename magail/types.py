@@ -1,0 +1,203 @@
+"""The types every part of the project shares.
+
+Letters used for tensor shapes here and everywhere else: **T** time, **E** environments (copies stepped together),
+**A** agents of a group, **O** observation, **U** action, **B** batch.
+
+Tensors live per *group* of agents that have the same role and spaces, so unequal agents are never padded and one
+batched call serves all agents of a group. Observations are flat float32 vectors (Dict, image and discrete observations are
+flattened by the environment adapter). Actions have one trailing axis U: the K indices of a Discrete (K = 1) or
+MultiDiscrete space as int64, or the numbers of a Box, flattened, in the environment's own units as float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+ByGroup = dict[str, Tensor]
+"""One tensor per group name."""
+
+
+@dataclass(frozen=True)
+class AgentGroup:
+    """Agents with the same role, observation space and action space.
+
+    Raises:
+        ValueError: an action space that is not Discrete, MultiDiscrete or Box.
+    """
+
+    name: str
+    agents: tuple[str, ...]
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.action_space, (spaces.Discrete, spaces.MultiDiscrete, spaces.Box)):
+            raise ValueError(
+                f"group {self.name!r} has the action space {self.action_space}, which no actor here can produce: "
+                "wrap the environment so that its actions are Discrete, MultiDiscrete or Box"
+            )
+
+    @property
+    def num_agents(self) -> int:
+        """A."""
+        return len(self.agents)
+
+    @property
+    def obs_dim(self) -> int:
+        """O, the size of a flattened observation."""
+        return spaces.flatdim(self.observation_space)
+
+    @property
+    def action_dim(self) -> int:
+        """U, the number of values in one agent's action."""
+        if isinstance(self.action_space, spaces.Discrete):
+            return 1
+        assert self.action_space.shape is not None
+        return int(np.prod(self.action_space.shape))
+
+    @property
+    def action_dtype(self) -> torch.dtype:
+        """float32 for a Box, int64 for the others."""
+        return torch.float32 if isinstance(self.action_space, spaces.Box) else torch.int64
+
+
+@dataclass
+class Transition:
+    """What the agents of one group saw and did; every field has the same leading axes ``[..., A]``.
+
+    Indexing, flattening and moving act on all fields at once, so they cannot get out of step.
+    """
+
+    obs: Tensor  # [..., A, O]
+    action: Tensor  # [..., A, U]
+    next_obs: Tensor  # [..., A, O] the true successor, never the one after an automatic reset
+    terminated: Tensor  # [..., A] bool: the agent's episode ended by the environment's choice; its value is 0 from here
+    truncated: Tensor  # [..., A] bool: it was cut off (time limit); its value goes on
+    mask: Tensor  # [..., A] bool: the agent was alive when it acted; other rows are zero and count in no mean
+    log_prob: Tensor  # [..., A] of the action under the policy that took it; 0 where unknown (demonstrations)
+    env_reward: Tensor  # [..., A] for logs and for `algorithm=rl`; imitation never reads it
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Transition:
+        """Apply ``function`` to every field."""
+        return Transition(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
+
+    def __getitem__(self, index: Any) -> Transition:
+        return self.map(lambda x: x[index])
+
+
+@dataclass
+class JointTransition:
+    """One `Transition` per group, all with the same leading axes: ``[T, E]`` in a rollout, ``[B]`` in a batch."""
+
+    groups: dict[str, Transition]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> JointTransition:
+        """Apply ``function`` to every field of every group."""
+        return JointTransition({name: group.map(function) for name, group in self.groups.items()})
+
+    def __getitem__(self, index: Any) -> JointTransition:
+        return self.map(lambda x: x[index])
+
+    def field(self, name: str) -> ByGroup:
+        """One field of every group, e.g. ``field("obs")``."""
+        return {group: getattr(transition, name) for group, transition in self.groups.items()}
+
+    def flatten(self) -> JointTransition:
+        """``[T, E, ...] -> [T * E, ...]``."""
+        return self.map(lambda x: x.flatten(0, 1))
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The leading axes that all groups share."""
+        return tuple(next(iter(self.groups.values())).mask.shape[:-1])
+
+
+def stack(steps: Sequence[JointTransition]) -> JointTransition:
+    """T joint transitions ``[...]`` as one ``[T, ...]``."""
+    names = [field.name for field in fields(Transition)]
+    return JointTransition(
+        {
+            group: Transition(**{name: torch.stack([getattr(s.groups[group], name) for s in steps]) for name in names})
+            for group in steps[0].groups
+        }
+    )
+
+
+class Seeds(Iterator[int]):
+    """The reset seed of each next episode: fresh, or with probability ``fraction`` one of ``starts``.
+
+    ``starts`` are the reset seeds of demonstrations, so that episodes can begin where demonstrations began.
+    """
+
+    def __init__(self, seed: int, starts: Sequence[int] = (), fraction: float = 0.0) -> None:
+        if not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"the fraction of episodes from given starts is a probability in [0, 1], not {fraction}")
+        self.starts = [int(start) for start in starts]
+        self.fraction = fraction if self.starts else 0.0
+        self._rng = np.random.default_rng(seed)
+
+    def __next__(self) -> int:
+        if self._rng.random() < self.fraction:
+            return self.starts[self._rng.integers(len(self.starts))]
+        return int(self._rng.integers(2**31 - 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers only, so that it loads without pickle."""
+        return {"rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._rng.bit_generator.state = state["rng"]
+
+
+@dataclass
+class Step:
+    """What one call of `BatchedEnv.step` brought back; tensors per group ``[E, A, ...]`` or per copy ``[E]``.
+
+    It describes the transition that just ended; what to act on next is ``env.obs`` and ``env.mask``.
+    """
+
+    next_obs: ByGroup  # [E, A, O] the true successor, also where the copy has been reset since
+    reward: ByGroup  # [E, A] float32, the environment's
+    terminated: ByGroup  # [E, A] bool
+    truncated: ByGroup  # [E, A] bool
+    done: Tensor  # [E] bool: the episode is over for all agents and a new one has begun in this copy
+    episode_return: ByGroup  # [E, A] float32, undiscounted sum of the episode's rewards, this step's included
+    episode_length: Tensor  # [E] int64, steps of the episode, this one included
+    episode_seed: Tensor  # [E] int64, the reset seed that the episode of this step began with
+
+
+class BatchedEnv(Protocol):
+    """E copies of one environment that step together and reset themselves.
+
+    ``reset(seeds)`` begins a new episode in each copy, in order of the copies, and every later automatic reset takes
+    its seed from the same iterator, again in order of the copies. `state_dict` holds all that is needed to go on bit
+    for bit, unfinished episodes included, as plain containers, numbers, strings and tensors; the seeds' own state is
+    not part of it.
+    """
+
+    name: str
+    groups: tuple[AgentGroup, ...]
+    num_envs: int  # E
+    obs: ByGroup  # [E, A, O] what to act on now
+    mask: ByGroup  # [E, A] bool, who is alive to act now
+
+    def reset(self, seeds: Iterator[int]) -> None: ...
+
+    def step(self, action: ByGroup) -> Step: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], seeds: Iterator[int]) -> None: ...
+
+    def render(self) -> np.ndarray:
+        """Copy 0 as an image ``[H, W, 3]`` uint8."""
+        ...
+
+    def close(self) -> None: ...
