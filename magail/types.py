@@ -4,8 +4,8 @@ Letters used for tensor shapes here and everywhere else: **T** time, **E** envir
 **A** agents of a group, **O** observation, **U** action, **B** batch.
 
 Tensors live per *group* of agents that have the same role and spaces, so unequal agents are never padded and one
-batched call serves all agents of a group. Observations are flat float32 vectors (Dict, image and discrete observations are
-flattened by the environment adapter). Actions have one trailing axis U: the K indices of a Discrete (K = 1) or
+batched call serves all agents of a group. Observations are flat float32 vectors (Dict, image and discrete observations
+are flattened by the environment adapter). Actions have one trailing axis U: the K indices of a Discrete (K = 1) or
 MultiDiscrete space as int64, or the numbers of a Box, flattened, in the environment's own units as float32.
 """
 

@@ -1,0 +1,43 @@
+"""Advantages and masked means."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    mask: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Generalized advantage estimates (Schulman et al. 2016, arXiv 1506.02438, eq. 16), ``[T, E, A]`` like every input.
+
+    ``next_value`` is the value of the true successor. It is taken unless the agent *terminated*; the trace is cut where
+    the agent terminated or was truncated. Rows of dead agents (``mask`` false) are zero.
+    """
+    delta = (reward + gamma * next_value * ~terminated - value) * mask
+    carry = gamma * gae_lambda * ~(terminated | truncated) * mask
+    advantage = torch.empty_like(delta)
+    following = torch.zeros_like(delta[0])
+    for t in reversed(range(len(delta))):
+        following = advantage[t] = delta[t] + carry[t] * following
+    return advantage
+
+
+def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Mean of ``x`` over the elements where ``mask`` is true (over axis ``dim``, or all); 0 where there is none."""
+    dims = tuple(range(x.dim())) if dim is None else (dim,)
+    return (x * mask).sum(dims) / mask.sum(dims).clamp(min=1)
+
+
+def normalize_per_agent(advantage: Tensor, mask: Tensor) -> Tensor:
+    """Zero mean and unit variance per agent over the batch, ``[B, A]``; rows of dead agents stay zero."""
+    mean = masked_mean(advantage, mask, dim=0)
+    var = masked_mean((advantage - mean).square(), mask, dim=0)
+    return (advantage - mean) / (var.sqrt() + 1e-8) * mask

@@ -1,0 +1,73 @@
+"""Judging policies on the true environment, by reset seeds that training never uses."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from magail.config import build
+from magail.policy import Acting, MostLikely, Policy
+from magail.render import side_by_side
+from magail.rollout import play_episodes
+from magail.statistics import mean_interval
+from magail.types import BatchedEnv
+
+
+class Evaluator:
+    """Plays policies in ``cfg.env.evaluate`` from the same reset seeds, so that returns compare episode by episode."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.env_cfg, self.options = cfg.env.evaluate, cfg.evaluation
+        self.env = build(self.env_cfg)
+
+    def _acting(self, policy: Acting) -> Acting:
+        return MostLikely(policy) if self.options.most_likely and isinstance(policy, Policy) else policy
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.options.seed)
+
+    def seeds(self, episodes: int) -> range:
+        """The first ``episodes`` reset seeds of evaluation."""
+        return range(self.options.seed, self.options.seed + episodes)
+
+    def returns(self, policy: Acting, seeds: Sequence[int]) -> np.ndarray:
+        """Return of the episode from each reset seed, mean over the agents, ``[N]``."""
+        returns, _ = play_episodes(self.env, self._acting(policy), seeds, self._generator())
+        return returns.mean(-1).numpy()
+
+    def learning_curve(self, policy: Policy) -> dict[str, float]:
+        """One point of the learning curve, with the 95 % interval of the mean return."""
+        mean, low, high = mean_interval(self.returns(policy, self.seeds(self.options.episodes)))
+        return {"eval/return": mean, "eval/return_low": low, "eval/return_high": high}
+
+    def video(self, policies: Mapping[str, Acting], path: Path) -> Path:
+        """Film the policies side by side from the same reset seeds, as a GIF with the episodes one after the other."""
+        env = build(self.env_cfg, num_envs=1, workers=0, render=True)
+        frames: dict[str, list[np.ndarray]] = {name: [] for name in policies}
+        try:
+            for seed in self.seeds(self.options.video_episodes):
+                films = {name: self._film(env, policy, seed) for name, policy in policies.items()}
+                longest = max(map(len, films.values()))
+                for name, film in films.items():  # the others wait for the longest episode
+                    frames[name] += film + [film[-1]] * (longest - len(film))
+        finally:
+            env.close()
+        side_by_side(frames, path)
+        return path
+
+    def _film(self, env: BatchedEnv, policy: Acting, seed: int) -> list[np.ndarray]:
+        env.reset(itertools.repeat(seed))
+        frames, done, generator = [], False, self._generator()
+        while not done:
+            frames.append(env.render())
+            action, _ = self._acting(policy).act(env.obs, generator)
+            done = bool(env.step(action).done)
+        return frames
+
+    def close(self) -> None:
+        self.env.close()

@@ -1,0 +1,166 @@
+"""Decentralized policies: one actor per group, each agent acting on its own observation alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from magail import checkpoint
+from magail.advantage import masked_mean
+from magail.distributions import Distribution, action_head
+from magail.networks import Actor, RunningNormalizer, module_dict
+from magail.types import AgentGroup, ByGroup, JointTransition
+
+
+class Acting(Protocol):
+    """Whatever can play: observations ``[E, A, O]`` to actions ``[E, A, U]`` and log-probabilities ``[E, A]``."""
+
+    def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]: ...
+
+
+class Policy(nn.Module):
+    """One `Actor` per group behind a running normaliser of observations.
+
+    Where demonstrations are at hand the normaliser takes their statistics once and keeps them (`fit_normalizer`), so
+    that discriminator and policy look at the same fixed features (Orsini et al. 2021, 2106.00672); otherwise it runs
+    along with training (`observe`).
+    """
+
+    fixed: Tensor
+
+    def __init__(
+        self,
+        groups: Sequence[AgentGroup],
+        hidden_sizes: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        share_parameters: bool = False,
+    ) -> None:
+        super().__init__()
+        self.groups = tuple(groups)
+        self.architecture = {
+            "hidden_sizes": list(hidden_sizes),
+            "activation": activation,
+            "share_parameters": share_parameters,
+        }
+        self.actors = module_dict({g.name: Actor(g, hidden_sizes, activation, share_parameters) for g in groups})
+        self.normalizers = module_dict({g.name: RunningNormalizer((g.obs_dim,)) for g in groups})
+        self.register_buffer("fixed", torch.tensor(False))
+
+    def normalize(self, obs: ByGroup) -> ByGroup:
+        return {name: normalizer(obs[name]) for name, normalizer in self.normalizers.items()}
+
+    def observe(self, batch: JointTransition) -> None:
+        """Take ``batch``'s observations into the running statistics, unless they are fixed."""
+        if self.fixed:
+            return
+        for name, group in batch.groups.items():
+            alive = group.mask.flatten()
+            self.normalizers[name].update(group.obs.flatten(0, -2), alive.unsqueeze(-1))
+
+    def fit_normalizer(self, demonstrations: JointTransition) -> None:
+        """Take the statistics of ``demonstrations`` and keep them."""
+        self.observe(demonstrations)
+        self.fixed.fill_(True)
+
+    def distributions(self, obs: ByGroup) -> dict[str, Distribution]:
+        return {name: actor(self.normalizers[name](obs[name])) for name, actor in self.actors.items()}
+
+    @torch.no_grad()
+    def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:
+        """Draw actions ``[..., A, U]`` and give their log-probabilities ``[..., A]``."""
+        distributions = self.distributions(obs)
+        action = {name: distribution.sample(generator) for name, distribution in distributions.items()}
+        return action, {name: distribution.log_prob(action[name]) for name, distribution in distributions.items()}
+
+    def negative_log_likelihood(self, batch: JointTransition) -> Tensor:
+        """Mean of -log pi(a|s) over groups, steps and living agents: the behavioural cloning loss, in nats."""
+        distributions = self.distributions(batch.field("obs"))
+        losses = [masked_mean(-distributions[n].log_prob(g.action), g.mask) for n, g in batch.groups.items()]
+        return torch.stack(losses).mean()
+
+    def description(self) -> dict[str, Any]:
+        """What besides weights is needed to rebuild the policy."""
+        return {"architecture": self.architecture, "agents": {g.name: list(g.agents) for g in self.groups}}
+
+    def save(self, path: Path) -> None:
+        """Write weights and `description` as safetensors, atomically."""
+        aside = path.with_name(path.name + ".part")
+        metadata = {key: json.dumps(value) for key, value in self.description().items()}
+        safetensors.torch.save_file(self.state_dict(), aside, metadata)
+        os.replace(aside, path)
+
+
+def load_policy(path: Path, groups: Sequence[AgentGroup]) -> Policy:
+    """The policy in a run folder (its last one), a checkpoint (.pt), or a file that `Policy.save` wrote.
+
+    Raises:
+        ValueError: no such file, no policy in it, or one for other agents or spaces than ``groups``.
+    """
+    if path.is_dir():
+        path = path / "policy.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{path}: no policy there; give a run folder, a checkpoint (.pt) or a .safetensors of a run")
+    description, weights = _read_checkpoint(path) if path.suffix == ".pt" else _read_safetensors(path)
+    agents = {group.name: list(group.agents) for group in groups}
+    if description["agents"] != agents:
+        raise ValueError(
+            f"{path}: a policy for the agents {description['agents']}, but the environment has {agents}; "
+            "choose the environment and arguments that it was trained on"
+        )
+    try:
+        policy = Policy(groups, **description["architecture"])
+        policy.load_state_dict(weights)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: its weights do not fit the environment's spaces; choose the environment and arguments that it "
+            f"was trained on ({str(error).splitlines()[-1].strip()})"
+        ) from error
+    return policy
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    generator = checkpoint.load(path)["generator"]
+    return generator["description"], generator["policy"]
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        description = {key: json.loads(metadata[key]) for key in ("architecture", "agents")}
+        return description, safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a policy written by magail ({error}); give one that a run wrote") from error
+
+
+class MostLikely:
+    """A policy that takes the most likely action of another one."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    @torch.no_grad()
+    def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:
+        distributions = self.policy.distributions(obs)
+        action = {name: distribution.mode() for name, distribution in distributions.items()}
+        return action, {name: distribution.log_prob(action[name]) for name, distribution in distributions.items()}
+
+
+class RandomPolicy:
+    """Uniformly random actions: the zero of the normalised score."""
+
+    def __init__(self, groups: Sequence[AgentGroup]) -> None:
+        self.heads = {group.name: action_head(group.action_space, group.num_agents) for group in groups}
+
+    def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:
+        shapes: dict[str, Any] = {name: obs[name].shape[:-1] for name in self.heads}
+        action = {name: head.uniform(tuple(shapes[name]), generator) for name, head in self.heads.items()}
+        return action, {name: torch.zeros(shapes[name]) for name in self.heads}

@@ -1,0 +1,82 @@
+"""Write demonstrations: ``python -m magail.record env=simple_spread episodes=100 output=demonstrations.npz``.
+
+``checkpoint=RUN_FOLDER`` (or a .pt or .safetensors file) records any trained policy; without it the environment's
+shipped expert plays.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from magail.config import build, locate
+from magail.demonstrations import Demonstrations
+from magail.policy import Acting, MostLikely, Policy, load_policy
+from magail.rollout import play_episodes
+from magail.types import BatchedEnv
+
+PACKAGES = ("magail", "torch", "numpy", "gymnasium", "pettingzoo", "mpe2", "supersuit")
+
+
+def expert_policy(env_cfg: DictConfig, env: BatchedEnv, checkpoint: str | None = None) -> Policy | None:
+    """The policy at ``checkpoint``, or the shipped expert of the environment; None where there is neither."""
+    path = checkpoint or env_cfg.expert
+    return load_policy(locate(path), env.groups) if path else None
+
+
+def record(
+    env: BatchedEnv, policy: Acting, seeds: Sequence[int], generator: torch.Generator, metadata: dict[str, Any]
+) -> Demonstrations:
+    """Play one episode from each reset seed and keep them, with the packages' versions and the mean return."""
+    returns, episodes = play_episodes(env, policy, seeds, generator, record=True)
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    metadata = metadata | {"versions": versions, "mean_return": returns.mean().item()}
+    return Demonstrations.from_episodes(env.groups, episodes, seeds, metadata)
+
+
+def record_expert(
+    env_cfg: DictConfig, env: BatchedEnv, episodes: int, seed: int, most_likely: bool, checkpoint: str | None = None
+) -> Demonstrations:
+    """Record ``episodes`` of the expert, with reset seeds of their own for every ``seed``.
+
+    Raises:
+        ValueError: the environment ships no expert and no checkpoint is given.
+    """
+    policy = expert_policy(env_cfg, env, checkpoint)
+    if policy is None:
+        raise ValueError(
+            f"env={env_cfg.name} ships no expert: give demonstrations.path=FILE, or train an expert with "
+            f"`python -m magail.train env={env_cfg.name} algorithm=rl` and point env.expert at its run folder"
+        )
+    # every seed has a block of 2^20 reset seeds for itself, above those of evaluations
+    seeds = [(seed + 16) * 2**20 + i for i in range(episodes)]
+    metadata = {
+        "env": OmegaConf.to_container(env_cfg.evaluate, resolve=True),
+        "expert": checkpoint or env_cfg.expert,
+        "most_likely": most_likely,
+    }
+    acting: Acting = MostLikely(policy) if most_likely else policy
+    return record(env, acting, seeds, torch.Generator().manual_seed(seed), metadata)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://magail_conf", config_name="record")
+def main(cfg: DictConfig) -> None:
+    torch.set_num_threads(1)
+    env = build(cfg.env.evaluate)
+    try:
+        demonstrations = record_expert(cfg.env, env, cfg.episodes, cfg.seed, cfg.most_likely, cfg.checkpoint)
+    finally:
+        env.close()
+    demonstrations.save(Path(cfg.output))
+    mean = demonstrations.metadata["mean_return"]
+    print(f"{cfg.output}: {len(demonstrations)} episodes, {demonstrations.num_steps} steps, mean return {mean:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,502 @@
+"""What runs came to: a table of returns, the curves of one run, and a comparison of several.
+
+    python -m magail.report RUN_DIR [RUN_DIR ...] [--output DIR]
+
+writes ``comparison.md`` and ``comparison.png`` of run folders, each with ``config.yaml``, ``metrics.jsonl`` and
+``results.json``. Runs whose configurations differ in seeds only are one method, reported with an interval over runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from magail.logger import read_metrics, write_whole
+from magail.statistics import mean_interval, normalized_score
+
+RESULTS = "results.json"
+Line = dict[str, Any]  # of metrics.jsonl
+
+# --- returns of one run -------------------------------------------------------------------------------------------
+
+
+def report_results(
+    run_dir: Path | str,
+    returns: Mapping[str, np.ndarray],
+    seeds: Sequence[int],
+    expert: str = "expert",
+    random: str = "random",
+) -> dict[str, Any]:
+    """Write `summarize`'s results to ``results.json`` and print them as a table."""
+    results = summarize(returns, seeds, expert, random)
+    write_whole(Path(run_dir) / RESULTS, json.dumps(results, allow_nan=False) + "\n")
+    Console().print(results_table(results))
+    return results
+
+
+def summarize(
+    returns: Mapping[str, np.ndarray], seeds: Sequence[int], expert: str = "expert", random: str = "random"
+) -> dict[str, Any]:
+    """Mean per-agent episode return and normalised score of each policy, with 95 % intervals.
+
+    Args:
+        returns: by policy, ``[N]`` episode returns averaged over the agents, episode i from reset seed ``seeds[i]``.
+        seeds: ``[N]`` reset seeds, the same for all policies.
+        expert, random: the policies that score 1 and 0; without both of them there are no scores.
+
+    Returns:
+        ``{"episodes", "seeds", "policies": {name: {"return", "return_low", "return_high", "score", "score_low",
+        "score_high", "returns"}}}`` of plain numbers; None where `magail.statistics` has nan.
+
+    Raises:
+        ValueError: a policy has another number of episodes than there are seeds.
+    """
+    policies = {}
+    for name, x in returns.items():
+        if len(x) != len(seeds):
+            raise ValueError(f"{name} has {len(x)} episodes for {len(seeds)} seeds: play all policies on all seeds")
+        score = (math.nan, math.nan, math.nan)
+        if expert in returns and random in returns:
+            score = normalized_score(x, returns[expert], returns[random])
+        keys = ("return", "return_low", "return_high", "score", "score_low", "score_high")
+        numbers = {key: None if math.isnan(y) else y for key, y in zip(keys, mean_interval(x) + score, strict=True)}
+        policies[name] = {**numbers, "returns": [float(y) for y in x]}
+    return {"episodes": len(seeds), "seeds": [int(seed) for seed in seeds], "policies": policies}
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """What `summarize` returned, for a terminal."""
+    table = Table(title=f"{results['episodes']} episodes, the same for all; 95 % intervals")
+    table.add_column("policy")
+    table.add_column("return per agent", justify="right")
+    table.add_column("normalised score", justify="right")
+    for name, policy in results["policies"].items():
+        table.add_row(name, _cell(policy, "return", digits=2), _cell(policy, "score", digits=3))
+    return table
+
+
+def read_results(run_dir: Path | str) -> dict[str, Any] | None:
+    """The ``results.json`` of a run; None if it is not finished."""
+    path = Path(run_dir) / RESULTS
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _cell(numbers: Mapping[str, float | None], key: str, digits: int) -> str:
+    """``-10.31 (-10.52 to -10.10)``; the interval or all of it is left out where it is unknown."""
+    mean, low, high = numbers[key], numbers[f"{key}_low"], numbers[f"{key}_high"]
+    if mean is None:
+        return "-"
+    if low is None or high is None:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+# --- curves of one run --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Metrics that share a scale, as ``{key: label}``, against the metric ``x``."""
+
+    title: str
+    curves: dict[str, str]
+    limits: tuple[float, float] | None = None
+    x: str = "env_steps"
+
+
+PANELS = (
+    Panel("Return per agent and episode", {"train/return": "training", "eval/return": "evaluation"}),
+    Panel(
+        "Discriminator accuracy",
+        {
+            "discriminator/expert_accuracy": "expert",
+            "discriminator/generator_accuracy": "generator",
+            "discriminator/held_out_accuracy": "held-out expert",
+        },
+        limits=(-0.03, 1.03),
+    ),
+    Panel("Discriminator loss", {"discriminator/loss": "loss", "discriminator/gradient_penalty": "gradient penalty"}),
+    Panel("Reward from the discriminator, mean ± std", {"generator/reward_mean": "reward"}),
+    Panel("Entropy of the policy", {"generator/entropy": "entropy"}),
+    Panel("Approximate KL divergence of an update", {"generator/approx_kl": "KL"}),
+    Panel("Clipped fraction of samples", {"generator/clip_fraction": "clip fraction"}),
+    Panel("Policy loss", {"generator/policy_loss": "policy loss"}),
+    Panel("Value loss", {"generator/value_loss": "value loss"}),
+    Panel("Explained variance of the critic", {"generator/explained_variance": "explained variance"}),
+    Panel("Episode length", {"train/episode_length": "episode length"}),
+    Panel(
+        "Behavioural cloning: negative log-likelihood",
+        {"bc/loss": "training", "bc/held_out_loss": "held out"},
+        x="bc/step",
+    ),
+    Panel("Held-out negative log-likelihood, imitating", {"bc/held_out_loss": "held out"}),
+)
+AXIS_LABELS = {"env_steps": "environment steps", "iteration": "iteration", "bc/step": "cloning steps"}
+REFERENCES = {"expert": "#2a8c4a", "bc": "#8c564b", "random": "#7f7f7f"}  # policies to compare returns with
+FIXED = ("expert", "random")  # policies that are no method's doing
+FEW = 30  # points that are marked one by one
+
+
+def learning_curves(run_dir: Path | str) -> Path:
+    """Draw all that a run logged against environment steps, as ``curves.png`` in its folder.
+
+    A metric that `PANELS` does not know gets a panel of its own. A line that lacks a metric is passed over; a value
+    that was not finite leaves a gap. Where the run has results, the means of its expert, cloned and random policies
+    are drawn beside its returns.
+
+    Returns:
+        The path of the picture.
+
+    Raises:
+        ValueError: nothing was logged.
+    """
+    lines, results = _lines(run_dir), read_results(run_dir)
+    known = [panel for panel in PANELS if any(len(_series(lines, panel.x, key)[0]) for key in panel.curves)]
+    panels = known + _other_panels(lines)
+    if not panels:
+        raise ValueError(f"{run_dir} has no metrics to draw: name the folder of a run that has begun to train")
+    figure, axes = _figure(len(panels))
+    figure.suptitle("/".join(Path(run_dir).resolve().parts[-2:]), x=0.01, ha="left", color="gray")
+    for ax, panel in zip(axes, panels, strict=True):
+        for i, (key, label) in enumerate(panel.curves.items()):
+            _draw_curve(ax, lines, panel.x, key, label, f"C{i}", alpha=0.5 if key == "train/return" else 1.0)
+        if "eval/return" in panel.curves and results:
+            _draw_references(ax, results["policies"])
+        if panel.limits:
+            ax.set_ylim(panel.limits)
+        steps = any("env_steps" in line for line in lines)
+        _dress(ax, panel.title, panel.x if steps or panel.x == "bc/step" else "iteration")
+    path = Path(run_dir) / "curves.png"
+    figure.savefig(path)
+    return path
+
+
+def _lines(run_dir: Path | str) -> list[Line]:
+    """Metrics ready to draw: each line knows its environment steps, and the reward the edges of its band."""
+    lines = read_metrics(run_dir)
+    steps = {line["iteration"]: line["env_steps"] for line in lines if "env_steps" in line}
+    for line in lines:
+        if line["iteration"] in steps:
+            line["env_steps"] = steps[line["iteration"]]
+        elif not steps and line["iteration"] >= 0:
+            line["env_steps"] = line["iteration"]
+        mean, std = line.get("generator/reward_mean"), line.get("generator/reward_std")
+        if mean is not None and std is not None:
+            line |= {"generator/reward_mean_low": mean - std, "generator/reward_mean_high": mean + std}
+    return lines
+
+
+def _other_panels(lines: Sequence[Line]) -> list[Panel]:
+    """One for each metric that is in none of `PANELS`, by name."""
+    drawn = {key for panel in PANELS for key in panel.curves}
+    bands = {f"{key}_{edge}" for key in drawn for edge in ("low", "high")}
+    logged = {key for line in lines for key in line}
+    others = logged - drawn - bands - AXIS_LABELS.keys() - {"seconds", "generator/reward_std"}
+    panels = [Panel(key, {key: key}, x="bc/step" if key.startswith("bc/") else "env_steps") for key in sorted(others)]
+    return [panel for panel in panels if len(_series(lines, panel.x, panel.title)[0])]
+
+
+def _series(lines: Sequence[Line], x: str, *keys: str) -> tuple[np.ndarray, ...]:
+    """``[N]`` each of x and the keys, from the lines that have all of them; nan for what was not finite."""
+    rows = [[line[x], *(line[key] for key in keys)] for line in lines if x in line and all(k in line for k in keys)]
+    return tuple(np.array(rows, dtype=np.float64).reshape(-1, 1 + len(keys)).T)  # None becomes nan
+
+
+def _draw_curve(ax: Axes, lines: Sequence[Line], x_key: str, key: str, label: str, colour: str, alpha: float) -> None:
+    x, y = _series(lines, x_key, key)
+    if len(x) == 0:
+        return
+    marker = "o" if len(x) <= FEW else None
+    ax.plot(x, y, color=colour, alpha=alpha, label=label, linewidth=1.4, marker=marker, markersize=3.5)
+    x, low, high = _series(lines, x_key, f"{key}_low", f"{key}_high")
+    ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _draw_references(ax: Axes, policies: Mapping[str, Any]) -> None:
+    for name, colour in REFERENCES.items():
+        if name in policies:
+            mean = policies[name]["return"]
+            ax.axhline(mean, color=colour, linestyle="--", linewidth=1.2, label=f"{name} {mean:.2f}", zorder=1)
+
+
+def _figure(panels: int, row_height: float = 3.6) -> tuple[Figure, list[Axes]]:
+    """One ax per panel, in rows of three; the height in inches."""
+    columns = min(panels, 3)
+    rows = math.ceil(panels / columns)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    figure = Figure(figsize=(5.4 * columns, row_height * rows), dpi=120, layout=layout)
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
+
+
+def _dress(ax: Axes, title: str, x: str) -> None:
+    """Title, then legend, then curves from top to bottom, so that nothing covers a curve."""
+    _, labels = ax.get_legend_handles_labels()
+    legend_rows = 0
+    if len(labels) > 1:
+        legend_rows = math.ceil(len(labels) / 3)
+        ax.legend(
+            ncols=3,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            frameon=False,
+            fontsize=9,
+            borderpad=0.2,
+            columnspacing=1.2,
+        )
+    ax.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=8 + 15 * legend_rows)
+    ax.set_xlabel(AXIS_LABELS[x])
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+# --- several runs -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RunFolder:
+    """What a run has left so far; the config is empty where there is no run."""
+
+    path: Path
+    config: dict[str, Any]
+    lines: list[Line]
+    results: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, path: Path) -> RunFolder:
+        file = path / "config.yaml"
+        config: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else {}
+        return cls(path, config, _lines(path), read_results(path))
+
+    @property
+    def state(self) -> str:
+        if not self.config:
+            return "no run in this folder"
+        if self.results is not None:
+            return "finished"
+        last = self.lines[-1] if self.lines else {"iteration": -1}
+        return f"unfinished: {last['iteration'] + 1} iterations, {last.get('env_steps', 0):,} environment steps"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What makes it the method that it is, ``{dotted key: value}``: no seeds, nor where it is logged."""
+        flat = _flatten({key: value for key, value in self.config.items() if key != "logger"})
+        return {key: value for key, value in flat.items() if key.split(".")[-1] != "seed"}
+
+    @property
+    def env_name(self) -> str:
+        return self.config.get("env", {}).get("name", "environment")
+
+    @property
+    def task(self) -> str:
+        """What its returns are measured in: returns compare where this is the same."""
+        env = self.config.get("env", {})
+        return json.dumps([self.env_name, env.get("evaluate", env)], sort_keys=True)
+
+
+@dataclass
+class Method:
+    """Runs that differ in seeds only."""
+
+    letter: str
+    runs: list[RunFolder]
+    differs: dict[str, Any]  # its options that are not the same in all methods
+
+    @property
+    def label(self) -> str:
+        """The letter and what differs, shortened; the parts chosen come first, the task is told elsewhere."""
+        keys = sorted((key for key in self.differs if not key.startswith("env.")), key=lambda k: "_target_" not in k)
+        words = [f"{k.removesuffix('._target_').split('.')[-1]}={_last_word(self.differs[k])}" for k in keys]
+        text = ": ".join(filter(None, [self.letter, ", ".join(words)]))
+        return text if len(text) <= 52 else f"{text[:51]}…"
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """Of the finished runs."""
+        return [run.results for run in self.runs if run.results is not None]
+
+
+def compare(run_dirs: Sequence[Path], output: Path) -> Path:
+    """Write ``comparison.md``, and ``comparison.png`` where there is a curve to draw, into ``output``.
+
+    Returns:
+        The path of the first.
+    """
+    runs = [RunFolder.read(path) for path in run_dirs]
+    methods = _methods([run for run in runs if run.config])
+    output.mkdir(parents=True, exist_ok=True)
+    drawn = _draw_comparison(methods, output / "comparison.png")
+    sections = [
+        f"# Comparison of {len(runs)} runs",
+        "Returns are per agent and episode; the score is 0 for random and 1 for the expert. Intervals are 95 %: over "
+        "runs that differ in seeds only, or over the episodes of a single run.",
+        _methods_table(methods),
+        *(["![learning curves](comparison.png)"] if drawn else []),
+        "## What differs between methods",
+        _differences_table(methods),
+        "## Runs",
+        _runs_table(runs, methods),
+    ]
+    path = output / "comparison.md"
+    path.write_text("\n\n".join(sections) + "\n")
+    return path
+
+
+def _methods(runs: Iterable[RunFolder]) -> list[Method]:
+    groups: dict[str, list[RunFolder]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(run.options, sort_keys=True), []).append(run)
+    firsts = [group[0] for group in groups.values()]
+    return [Method(_letters(i), group, _differences(group[0], firsts)) for i, group in enumerate(groups.values())]
+
+
+def _differences(run: RunFolder, others: Iterable[RunFolder]) -> dict[str, Any]:
+    """Options of the run that some other run has not; of environments with different names only the name."""
+
+    def compared(key: str, other: RunFolder) -> bool:
+        return key == "env.name" or not key.startswith("env.") or run.env_name == other.env_name
+
+    return {
+        key: x
+        for key, x in run.options.items()
+        if any(other.options.get(key, ...) != x for other in others if compared(key, other))
+    }
+
+
+def _letters(i: int) -> str:
+    """A to Z, then AA, AB, ..."""
+    return (_letters(i // 26 - 1) if i >= 26 else "") + chr(ord("A") + i % 26)
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _last_word(value: Any) -> Any:
+    """``magail.discriminators.priors.single`` is known as single."""
+    return value.split(".")[-1] if isinstance(value, str) else value
+
+
+def _methods_table(methods: Iterable[Method]) -> str:
+    """Expert and random once per task, then what each method made."""
+    rows, tasks = [], set()
+    for method in methods:
+        run = method.runs[0]
+        if not method.results:
+            rows.append([method.label, run.env_name, "no run is finished", "-", "-", "-"])
+            continue
+        policies = [name for name in method.results[0]["policies"] if name not in FIXED or run.task not in tasks]
+        tasks.add(run.task)
+        for name in sorted(policies, key=lambda name: name not in FIXED):
+            of_runs = [results["policies"][name] for results in method.results if name in results["policies"]]
+            if len(of_runs) == 1 or name in FIXED:
+                numbers, over = of_runs[0], f"{method.results[0]['episodes']} episodes"
+            else:
+                numbers, over = _over_runs(of_runs), f"{len(of_runs)} runs"
+            cells = _cell(numbers, "score", digits=3), _cell(numbers, "return", digits=2)
+            rows.append(["-" if name in FIXED else method.label, run.env_name, name, *cells, over])
+    return _markdown(["method", "environment", "policy", "score", "return", "interval over"], rows)
+
+
+def _over_runs(policies: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Means and intervals over runs, as one run has them over episodes."""
+    numbers: dict[str, float | None] = {}
+    for key in ("return", "score"):
+        values = [policy[key] for policy in policies if policy[key] is not None]
+        interval = mean_interval(np.array(values)) if values else (None, None, None)
+        numbers |= zip((key, f"{key}_low", f"{key}_high"), interval, strict=True)
+    return numbers
+
+
+def _differences_table(methods: Iterable[Method]) -> str:
+    rows = [[method.letter, ", ".join(f"`{k}={x}`" for k, x in method.differs.items()) or "-"] for method in methods]
+    return _markdown(["method", "options that are not the same in all"], rows)
+
+
+def _runs_table(runs: Iterable[RunFolder], methods: Sequence[Method]) -> str:
+    letters = {id(run): method.letter for method in methods for run in method.runs}
+    rows = []
+    for run in runs:
+        policies = run.results["policies"] if run.results is not None else {}
+        scores = [f"{name} {_cell(policies[name], 'score', digits=3)}" for name in policies if name not in FIXED]
+        seed = str(run.config.get("seed", "-"))
+        rows.append([str(run.path), letters.get(id(run), "-"), seed, run.state, "<br>".join(scores) or "-"])
+    return _markdown(["run", "method", "seed", "state", "scores"], rows)
+
+
+def _draw_comparison(methods: Sequence[Method], path: Path) -> bool:
+    """Returns against environment steps, one panel per task; False if there is nothing to draw."""
+    panels: dict[str, list[Method]] = {}
+    for method in methods:
+        if any(len(_returns(run)[0]) for run in method.runs):
+            panels.setdefault(method.runs[0].task, []).append(method)
+    if not panels:
+        return False
+    figure, axes = _figure(len(panels), row_height=4.5)
+    curves = []
+    for ax, here in zip(axes, panels.values(), strict=True):
+        curves += [_draw_method(ax, method, f"C{methods.index(method)}") for method in here]
+        experts = [results["policies"].get("expert") for method in here for results in method.results]
+        if any(experts):  # not random: far below, it would press the curves together
+            _draw_references(ax, {"expert": next(filter(None, experts))})
+        _dress(ax, f"{here[0].runs[0].env_name}: return per agent and episode", "env_steps")
+    figure.legend(handles=curves, loc="outside lower left", frameon=False, ncols=min(len(panels), 3))
+    figure.savefig(path)
+    return True
+
+
+def _draw_method(ax: Axes, method: Method, colour: str) -> Line2D:
+    """A thin line per run and, of several, their mean as far as all of them go; returns the entry for a legend."""
+    curves = [(x, y) for x, y in map(_returns, method.runs) if len(x)]
+    for x, y in curves:
+        ax.plot(x, y, color=colour, linewidth=0.8, alpha=0.6)
+    start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    grid = np.unique(np.concatenate([x for x, _ in curves]).clip(start, end))
+    mean = np.mean([np.interp(grid, x, y) for x, y in curves], axis=0)
+    ax.plot(grid, mean, color=colour, linewidth=2)
+    count = "1 run" if len(curves) == 1 else f"{len(curves)} runs"
+    return Line2D([], [], color=colour, linewidth=2, label=f"{method.label} ({count})")
+
+
+def _returns(run: RunFolder) -> tuple[np.ndarray, ...]:
+    """Environment steps and returns ``[N]`` of the evaluations, or of training where there were none."""
+    evaluated = _series(run.lines, "env_steps", "eval/return")
+    return evaluated if len(evaluated[0]) else _series(run.lines, "env_steps", "train/return")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m magail.report", description="Compare run folders.")
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)")
+    options = parser.parse_args(argv)
+    print(compare(options.run_dirs, options.output))
+
+
+if __name__ == "__main__":
+    main()

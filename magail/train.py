@@ -1,0 +1,119 @@
+"""Train: ``python -m magail.train env=simple_spread``.
+
+    python -m magail.train env=simple_tag discriminator=centralized      another task and prior
+    python -m magail.train algorithm=bc demonstrations.count=5           behavioural cloning alone, 5 demonstrations
+    python -m magail.train algorithm=rl env=simple_push                  train an expert on the environment's reward
+    python -m magail.train -m seed=0,1,2 discriminator=decentralized,centralized      a sweep
+    python -m magail.train resume=outputs/...                            go on with a run that was stopped
+
+Every key is explained in conf/; ``--cfg job`` prints them all. The loop is `train`.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from magail.config import build, check
+from magail.demonstrations import Demonstrations
+from magail.evaluate import Evaluator
+from magail.generators.bc import BehavioralCloning
+from magail.record import record_expert
+from magail.rollout import collect
+from magail.run import Run
+from magail.types import BatchedEnv, Seeds
+
+
+def train(cfg: DictConfig, run_dir: Path) -> None:
+    """Train as ``cfg`` says, in ``run_dir``, going on from its newest checkpoint where there is one; then report."""
+    check(cfg)
+    torch.set_num_threads(cfg.threads)
+    torch.manual_seed(cfg.seed)
+    with closing(build(cfg.env.train)) as env, closing(Evaluator(cfg)) as evaluator:
+        demonstrations, held_out = get_demonstrations(cfg, evaluator.env, run_dir)
+        generator = build(cfg.generator, groups=env.groups)
+        parts = {"groups": env.groups, "demonstrations": demonstrations, "held_out": held_out}
+        discriminator = build(cfg.discriminator, **parts)
+        cloning = demonstrations and BehavioralCloning(generator.policy, demonstrations, held_out, **cfg.bc)
+        starts = demonstrations.known_seeds() if demonstrations else []
+        seeds = Seeds(cfg.seed, starts, cfg.start_from_demonstrations)
+        run = Run(cfg, run_dir, generator=generator, discriminator=discriminator, seeds=seeds)
+
+        with run.logger:
+            if not run.restore(env):
+                if cloning:
+                    cloning.fit(run.log_cloning)
+                    generator.policy.save(run_dir / "bc.safetensors")
+                env.reset(seeds)
+                run.checkpoint(env)
+
+            while run.iteration < cfg.iterations:
+                rollout, info = collect(env, generator.policy, cfg.rollout_steps)
+                info |= discriminator.update(rollout, demonstrations, generator.policy)
+                cloning_term = cloning and cloning.term(run.progress)
+                info |= generator.update(rollout, discriminator.reward, run.progress, cloning_term)
+                if run.due(cfg.evaluation.every):
+                    info |= evaluator.learning_curve(generator.policy)
+                    info |= cloning.held_out_info() if cloning else {}
+                run.end_iteration(info, env)
+
+            run.report(evaluator)
+
+
+def get_demonstrations(
+    cfg: DictConfig, env: BatchedEnv, run_dir: Path
+) -> tuple[Demonstrations | None, Demonstrations | None]:
+    """Demonstrations to learn from and held-out ones, either None where there are none; kept in the run folder."""
+    options, kept = cfg.demonstrations, run_dir / "demonstrations.npz"
+    if not options.count:
+        return None, None
+    if kept.exists():
+        demonstrations = Demonstrations.load(kept, env.groups)
+    elif options.path:
+        demonstrations = Demonstrations.load(options.path, env.groups).take(options.count, cfg.seed)
+    else:
+        demonstrations = record_expert(cfg.env, env, options.count, cfg.seed, options.most_likely)
+    demonstrations.save(kept)
+    if not options.held_out or len(demonstrations) == 1:
+        return demonstrations, None
+    return demonstrations.split(options.held_out, cfg.seed)
+
+
+def with_resume(argv: list[str]) -> list[str]:
+    """Turn ``resume=RUN_FOLDER`` into Hydra's own options: that folder's resolved config, run in that folder.
+
+    Raises:
+        ValueError: the folder is not a run's.
+    """
+    folders = [Path(word.removeprefix("resume=")) for word in argv if word.startswith("resume=")]
+    if not folders:
+        return argv
+    folder = folders[-1].resolve()
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"resume={folders[-1]}: no run there (no config.yaml); give the folder that the run printed")
+    options = ["--config-path", str(folder), "--config-name", "config"]
+    overrides = [f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+    return [argv[0], *options, *(word for word in argv[1:] if not word.startswith("resume=")), *overrides]
+
+
+@hydra.main(version_base="1.3", config_path="pkg://magail_conf", config_name="config")
+def hydra_main(cfg: DictConfig) -> None:
+    train(cfg, Path(HydraConfig.get().runtime.output_dir))
+
+
+def main() -> None:
+    try:
+        sys.argv = with_resume(sys.argv)
+    except ValueError as error:
+        sys.exit(str(error))
+    hydra_main()
+
+
+if __name__ == "__main__":
+    main()
