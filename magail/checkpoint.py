@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from magail.files import replacing
+
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (containers, numbers, strings, tensors) aside, then rename: a kill leaves the old or the new."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
+    """Write ``state`` (containers, numbers, strings, tensors) atomically."""
+    with replacing(path) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def load(path: Path) -> dict[str, Any]:

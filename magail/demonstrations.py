@@ -72,6 +72,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from magail.files import replacing
 from magail.types import AgentGroup, JointTransition, Transition
 
 FORMAT_VERSION = 1
@@ -216,7 +217,7 @@ class Demonstrations:
             raise ValueError(f"{path}: demonstrations are saved as .npz; call it {path.with_suffix('.npz').name}")
         members = self._members()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as stream:
+        with replacing(path) as stream:
             np.savez_compressed(stream, **members)
 
     @classmethod
@@ -352,20 +353,6 @@ def _join_observations(transition: Transition, lengths: Tensor) -> Tensor:
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside ``path`` that takes its place when all has been written."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(aside, "xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -94,6 +94,10 @@ class DiscreteHead(nn.Module):
         parts = zip(action.unbind(-1), self.nvec, strict=True)
         return torch.cat([F.one_hot(a, n).float() for a, n in parts], -1)
 
+    def executed(self, action: Tensor) -> Tensor:
+        """The action as the environment takes it: the same."""
+        return action
+
     def uniform(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         """Uniformly random actions ``[*shape, K]``."""
         return Categorical(torch.zeros(*shape, self.num_outputs), self.nvec).sample(generator)
@@ -105,6 +109,8 @@ class BoxHead(nn.Module):
     Sides without a finite bound keep the environment's own units.
     """
 
+    low: Tensor
+    high: Tensor
     center: Tensor
     scale: Tensor
 
@@ -113,9 +119,10 @@ class BoxHead(nn.Module):
         low, high = (np.asarray(bound, np.float32).ravel() for bound in (space.low, space.high))
         bounded = np.isfinite(low) & np.isfinite(high)
         low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+        self.register_buffer("low", torch.as_tensor(space.low, dtype=torch.float32).flatten(), persistent=False)
+        self.register_buffer("high", torch.as_tensor(space.high, dtype=torch.float32).flatten(), persistent=False)
         self.register_buffer("center", torch.as_tensor((high + low) / 2, dtype=torch.float32), persistent=False)
         self.register_buffer("scale", torch.as_tensor((high - low) / 2, dtype=torch.float32), persistent=False)
-        self.bounded = bool(bounded.all())
         self.log_std = nn.Parameter(torch.full((num_agents, len(low)), initial_log_std))
         self.num_outputs = self.encoded_dim = len(low)
 
@@ -124,12 +131,15 @@ class BoxHead(nn.Module):
         return Gaussian(outputs, self.log_std, self.center, self.scale)
 
     def encode(self, action: Tensor) -> Tensor:
-        """Actions ``[..., A, U]`` as the environment takes them (clipped to the box), in units where it is [-1, 1].
+        """`executed` actions ``[..., A, U]`` in units where the box is [-1, 1].
 
         Unclipped, a discriminator could tell an expert recorded within the bounds by that alone.
         """
-        encoded = (action - self.center) / self.scale
-        return encoded.clamp(-1.0, 1.0) if self.bounded else encoded
+        return (self.executed(action) - self.center) / self.scale
+
+    def executed(self, action: Tensor) -> Tensor:
+        """The action as the environment takes it: clipped to the box."""
+        return action.clamp(self.low, self.high)
 
     def uniform(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         """Uniformly random actions ``[*shape, U]``; in [-1, 1] where a side has no bound."""

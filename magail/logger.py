@@ -131,7 +131,7 @@ class Logger:
             self._wandb = wandb.init(
                 dir=str(self.run_dir), id=self._wandb_id(), resume="allow", settings=settings, **options
             )
-            for step, names in (("iteration", "*"), ("bc/step", "bc/*")):
+            for step, names in (("iteration", "*"), ("bc/step", "bc/loss")):
                 self._wandb.define_metric(step)
                 self._wandb.define_metric(names, step_metric=step)
         except Exception as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from magail import checkpoint
 from magail.advantage import masked_mean
 from magail.distributions import Distribution, action_head
+from magail.files import replacing
 from magail.networks import Actor, RunningNormalizer, module_dict
 from magail.types import AgentGroup, ByGroup, JointTransition
 
@@ -92,10 +92,9 @@ class Policy(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write weights and `description` as safetensors, atomically."""
-        aside = path.with_name(path.name + ".part")
         metadata = {key: json.dumps(value) for key, value in self.description().items()}
-        safetensors.torch.save_file(self.state_dict(), aside, metadata)
-        os.replace(aside, path)
+        with replacing(path) as file:
+            file.write(safetensors.torch.save(self.state_dict(), metadata))
 
 
 def load_policy(path: Path, groups: Sequence[AgentGroup]) -> Policy:

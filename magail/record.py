@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from magail.config import build, locate
 from magail.demonstrations import Demonstrations
+from magail.distributions import action_head
 from magail.policy import Acting, MostLikely, Policy, load_policy
 from magail.rollout import play_episodes
 from magail.types import BatchedEnv
@@ -35,6 +36,11 @@ def record(
 ) -> Demonstrations:
     """Play one episode from each reset seed and keep them, with the packages' versions and the mean return."""
     returns, episodes = play_episodes(env, policy, seeds, generator, record=True)
+    for group in env.groups:
+        head = action_head(group.action_space, group.num_agents)
+        for episode in episodes:
+            played = episode.groups[group.name]
+            played.action = head.executed(played.action)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     metadata = metadata | {"versions": versions, "mean_return": returns.mean().item()}
     return Demonstrations.from_episodes(env.groups, episodes, seeds, metadata)

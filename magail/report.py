@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +66,16 @@ def summarize(
     Raises:
         ValueError: a policy has another number of episodes than there are seeds.
     """
-    policies = {}
     for name, x in returns.items():
         if len(x) != len(seeds):
             raise ValueError(f"{name} has {len(x)} episodes for {len(seeds)} seeds: play all policies on all seeds")
+    policies = {}
+    for name, x in returns.items():
         score = (math.nan, math.nan, math.nan)
         if expert in returns and random in returns:
             score = normalized_score(x, returns[expert], returns[random])
         keys = ("return", "return_low", "return_high", "score", "score_low", "score_high")
-        numbers = {key: None if math.isnan(y) else y for key, y in zip(keys, mean_interval(x) + score, strict=True)}
+        numbers = dict(zip(keys, map(_known, mean_interval(x) + score), strict=True))
         policies[name] = {**numbers, "returns": [float(y) for y in x]}
     return {"episodes": len(seeds), "seeds": [int(seed) for seed in seeds], "policies": policies}
 
@@ -94,6 +95,10 @@ def read_results(run_dir: Path | str) -> dict[str, Any] | None:
     """The ``results.json`` of a run; None if it is not finished."""
     path = Path(run_dir) / RESULTS
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def _known(x: float) -> float | None:
+    return None if math.isnan(x) else x
 
 
 def _cell(numbers: Mapping[str, float | None], key: str, digits: int) -> str:
@@ -131,7 +136,7 @@ PANELS = (
         limits=(-0.03, 1.03),
     ),
     Panel("Discriminator loss", {"discriminator/loss": "loss", "discriminator/gradient_penalty": "gradient penalty"}),
-    Panel("Reward from the discriminator, mean ± std", {"generator/reward_mean": "reward"}),
+    Panel("Reward of the generator, mean ± std", {"generator/reward_mean": "reward"}),
     Panel("Entropy of the policy", {"generator/entropy": "entropy"}),
     Panel("Approximate KL divergence of an update", {"generator/approx_kl": "KL"}),
     Panel("Clipped fraction of samples", {"generator/clip_fraction": "clip fraction"}),
@@ -153,7 +158,7 @@ FEW = 30  # points that are marked one by one
 
 
 def learning_curves(run_dir: Path | str) -> Path:
-    """Draw all that a run logged against environment steps, as ``curves.png`` in its folder.
+    """Draw all that a run logged against environment steps (iterations where unknown), as ``curves.png`` in its folder.
 
     A metric that `PANELS` does not know gets a panel of its own. A line that lacks a metric is passed over; a value
     that was not finite leaves a gap. Where the run has results, the means of its expert, cloned and random policies
@@ -166,21 +171,22 @@ def learning_curves(run_dir: Path | str) -> Path:
         ValueError: nothing was logged.
     """
     lines, results = _lines(run_dir), read_results(run_dir)
-    known = [panel for panel in PANELS if any(len(_series(lines, panel.x, key)[0]) for key in panel.curves)]
-    panels = known + _other_panels(lines)
+    axis = "env_steps" if any("env_steps" in line for line in lines) else "iteration"
+    panels = [replace(panel, x=axis) if panel.x == "env_steps" else panel for panel in PANELS + _other_panels(lines)]
+    panels = [panel for panel in panels if any(len(_series(lines, panel.x, key)[0]) for key in panel.curves)]
     if not panels:
         raise ValueError(f"{run_dir} has no metrics to draw: name the folder of a run that has begun to train")
     figure, axes = _figure(len(panels))
     figure.suptitle("/".join(Path(run_dir).resolve().parts[-2:]), x=0.01, ha="left", color="gray")
     for ax, panel in zip(axes, panels, strict=True):
-        for i, (key, label) in enumerate(panel.curves.items()):
+        for i, (key, name) in enumerate(panel.curves.items()):
+            label = name if len(panel.curves) > 1 else ""  # the title says it
             _draw_curve(ax, lines, panel.x, key, label, f"C{i}", alpha=0.5 if key == "train/return" else 1.0)
         if "eval/return" in panel.curves and results:
             _draw_references(ax, results["policies"])
         if panel.limits:
             ax.set_ylim(panel.limits)
-        steps = any("env_steps" in line for line in lines)
-        _dress(ax, panel.title, panel.x if steps or panel.x == "bc/step" else "iteration")
+        _dress(ax, panel.title, panel.x)
     path = Path(run_dir) / "curves.png"
     figure.savefig(path)
     return path
@@ -193,22 +199,21 @@ def _lines(run_dir: Path | str) -> list[Line]:
     for line in lines:
         if line["iteration"] in steps:
             line["env_steps"] = steps[line["iteration"]]
-        elif not steps and line["iteration"] >= 0:
-            line["env_steps"] = line["iteration"]
         mean, std = line.get("generator/reward_mean"), line.get("generator/reward_std")
         if mean is not None and std is not None:
             line |= {"generator/reward_mean_low": mean - std, "generator/reward_mean_high": mean + std}
     return lines
 
 
-def _other_panels(lines: Sequence[Line]) -> list[Panel]:
+def _other_panels(lines: Sequence[Line]) -> tuple[Panel, ...]:
     """One for each metric that is in none of `PANELS`, by name."""
     drawn = {key for panel in PANELS for key in panel.curves}
     bands = {f"{key}_{edge}" for key in drawn for edge in ("low", "high")}
     logged = {key for line in lines for key in line}
     others = logged - drawn - bands - AXIS_LABELS.keys() - {"seconds", "generator/reward_std"}
-    panels = [Panel(key, {key: key}, x="bc/step" if key.startswith("bc/") else "env_steps") for key in sorted(others)]
-    return [panel for panel in panels if len(_series(lines, panel.x, panel.title)[0])]
+    return tuple(
+        Panel(key, {key: key}, x="bc/step" if key.startswith("bc/") else "env_steps") for key in sorted(others)
+    )
 
 
 def _series(lines: Sequence[Line], x: str, *keys: str) -> tuple[np.ndarray, ...]:
@@ -247,7 +252,7 @@ def _dress(ax: Axes, title: str, x: str) -> None:
     """Title, then legend, then curves from top to bottom, so that nothing covers a curve."""
     _, labels = ax.get_legend_handles_labels()
     legend_rows = 0
-    if len(labels) > 1:
+    if labels:
         legend_rows = math.ceil(len(labels) / 3)
         ax.legend(
             ncols=3,
@@ -260,6 +265,7 @@ def _dress(ax: Axes, title: str, x: str) -> None:
         )
     ax.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=8 + 15 * legend_rows)
     ax.set_xlabel(AXIS_LABELS[x])
+    ax.locator_params(axis="x", integer=True)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
@@ -321,8 +327,7 @@ class Method:
     def label(self) -> str:
         """The letter and what differs, shortened; the parts chosen come first, the task is told elsewhere."""
         keys = sorted((key for key in self.differs if not key.startswith("env.")), key=lambda k: "_target_" not in k)
-        words = [f"{k.removesuffix('._target_').split('.')[-1]}={_last_word(self.differs[k])}" for k in keys]
-        text = ": ".join(filter(None, [self.letter, ", ".join(words)]))
+        text = ": ".join(filter(None, [self.letter, ", ".join(_short(key, self.differs[key]) for key in keys)]))
         return text if len(text) <= 52 else f"{text[:51]}…"
 
     @property
@@ -398,9 +403,11 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _last_word(value: Any) -> Any:
-    """``magail.discriminators.priors.single`` is known as single."""
-    return value.split(".")[-1] if isinstance(value, str) else value
+def _short(key: str, value: Any) -> str:
+    """``discriminator.prior._target_: magail.discriminators.priors.single`` is known as prior=single."""
+    if key.endswith("._target_"):
+        key, value = key.removesuffix("._target_"), value.split(".")[-1]
+    return f"{key.split('.')[-1]}={value}"
 
 
 def _methods_table(methods: Iterable[Method]) -> str:
@@ -429,8 +436,8 @@ def _over_runs(policies: Sequence[Mapping[str, Any]]) -> dict[str, float | None]
     numbers: dict[str, float | None] = {}
     for key in ("return", "score"):
         values = [policy[key] for policy in policies if policy[key] is not None]
-        interval = mean_interval(np.array(values)) if values else (None, None, None)
-        numbers |= zip((key, f"{key}_low", f"{key}_high"), interval, strict=True)
+        interval = mean_interval(np.array(values)) if values else (math.nan, math.nan, math.nan)
+        numbers |= zip((key, f"{key}_low", f"{key}_high"), map(_known, interval), strict=True)
     return numbers
 
 
@@ -451,7 +458,7 @@ def _runs_table(runs: Iterable[RunFolder], methods: Sequence[Method]) -> str:
 
 
 def _draw_comparison(methods: Sequence[Method], path: Path) -> bool:
-    """Returns against environment steps, one panel per task; False if there is nothing to draw."""
+    """Evaluated returns against environment steps, one panel per task; False if there is nothing to draw."""
     panels: dict[str, list[Method]] = {}
     for method in methods:
         if any(len(_returns(run)[0]) for run in method.runs):
@@ -485,9 +492,8 @@ def _draw_method(ax: Axes, method: Method, colour: str) -> Line2D:
 
 
 def _returns(run: RunFolder) -> tuple[np.ndarray, ...]:
-    """Environment steps and returns ``[N]`` of the evaluations, or of training where there were none."""
-    evaluated = _series(run.lines, "env_steps", "eval/return")
-    return evaluated if len(evaluated[0]) else _series(run.lines, "env_steps", "train/return")
+    """Environment steps and returns ``[N]`` of the evaluations."""
+    return _series(run.lines, "env_steps", "eval/return")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
