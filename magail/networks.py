@@ -39,7 +39,10 @@ class StackedLinear(nn.Module):
         for matrix in weight:
             nn.init.orthogonal_(matrix, gain)
         self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(1 if share_bias else num_nets, 1, out_features))
+        bias = torch.zeros(1 if share_bias else num_nets, 1, out_features)
+        if share_weight and not share_bias:  # these biases are the weights of a one-hot agent id
+            nn.init.normal_(bias, std=gain / math.sqrt(out_features))
+        self.bias = nn.Parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, x, self.weight.expand(self.num_nets, -1, -1))
@@ -49,7 +52,7 @@ class StackedMLP(nn.Module):
     """``num_nets`` multi-layer perceptrons side by side: ``[..., A, F] -> [..., A, H]``.
 
     With ``share_parameters`` all nets are one, told apart by a bias of their own in the first layer (the same as a
-    one-hot agent id in the input). Weights start orthogonal, biases at zero.
+    one-hot agent id in the input). Weights start orthogonal, other biases at zero.
 
     Raises:
         ValueError: an unknown activation.

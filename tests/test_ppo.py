@@ -13,7 +13,7 @@ OPTIONS = {
     "critic_learning_rate": 3e-3,
     "final_learning_rate_fraction": 1.0,
     "epochs": 4,
-    "minibatch_size": 80,
+    "minibatch_size": 160,
     "clip_range": 0.2,
     "target_kl": None,
     "gamma": 0.9,
@@ -39,7 +39,7 @@ def played(generator, *shape, alive=1.0):
 
 def test_the_better_action_becomes_likelier():
     torch.manual_seed(0)
-    generator = ppo(TWO_SIDES)
+    generator = ppo(TWO_SIDES, epochs=20)
     rollout = played(generator, 20, 10)
     obs = rollout.field("obs")
     before = generator.policy.distributions(obs)["wolf"].log_probs[0].exp()[..., 1].mean()
@@ -107,7 +107,7 @@ def test_an_extra_loss_is_minimised_too():
     assert generator.policy.negative_log_likelihood(expert).item() < before - 0.1
 
 
-def returns_after(env, generator, iterations, steps=20):
+def returns_after(env, generator, iterations, steps=10):
     env.reset(Seeds(0))
     for _ in range(iterations):
         rollout, info = collect(env, generator.policy, steps)

@@ -106,9 +106,9 @@ class ToyEnv:
 
 
 class Matching(ToyEnv):
-    """A matrix game repeated: both agents see a random bit each; the first must play its own, the second the other's.
+    """A matrix game repeated: each of two agents must play its own random bit, and sees the other's too.
 
-    Each agent sees both bits. An agent's reward is 1 where *both* are right, so the game is one of coordination.
+    An agent's reward is 1 where *both* are right, so the game is one of coordination.
     """
 
     def __init__(self, num_envs: int = 32, length: int = 10) -> None:
@@ -122,7 +122,8 @@ class Matching(ToyEnv):
         self.bits = torch.tensor(np.array([rng.integers(2, size=2) for rng in self.rngs]))
 
     def observe(self) -> torch.Tensor:
-        return (self.bits.float() * 2 - 1).unsqueeze(1).expand(-1, 2, -1).contiguous()
+        signs = self.bits.float() * 2 - 1
+        return torch.stack([signs, signs.flip(-1)], 1)  # own bit first
 
     def play(self, action: torch.Tensor) -> torch.Tensor:
         right = (action.squeeze(-1) == self.bits).all(-1)
