@@ -26,9 +26,8 @@ def load(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}); remove it to use an older one"
-        ) from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: not a readable checkpoint ({reason}); remove it to use an older one") from error
 
 
 class Checkpoints:

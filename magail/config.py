@@ -83,7 +83,7 @@ def check(cfg: DictConfig) -> None:
         ValueError: an unknown key, a value of the wrong type or out of range, or a combination that makes no sense.
     """
     try:
-        OmegaConf.merge(OmegaConf.structured(TrainConfig), cfg)
+        OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as error:
         raise ValueError(f"the configuration does not fit: {error}; see conf/config.yaml for every key") from error
     at_least = {

@@ -1,0 +1,145 @@
+import inspect
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from magail.config import TrainConfig, check, locate
+
+CONF = Path(__file__).parent.parent / "conf"
+INJECTED = {  # what `magail` passes besides the YAML
+    "magail.generators.ppo.PPO": {"groups"},
+    "magail.discriminators.discriminator.Discriminator": {"groups", "demonstrations", "held_out"},
+    "magail.discriminators.discriminator.EnvironmentReward": {"groups", "demonstrations", "held_out"},
+    "magail.discriminators.losses.bce": {"logits", "target"},
+    "magail.logger.Logger": {"run_dir", "total", "config"},
+}
+PASSED_ON = {  # dictionaries whose keys are another callable's arguments
+    "magail.generators.ppo.PPO": {"policy": "magail.policy.Policy", "critic": "magail.networks.Critic"},
+}
+
+
+def composed(*overrides, name="config"):
+    with initialize_config_module("magail_conf", version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def choices(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem not in ("base", "pettingzoo"))
+
+
+def parts(cfg):
+    """Every node with a `_target_`, and the dictionaries that a part passes on."""
+    for value in cfg.values():
+        if isinstance(value, DictConfig):
+            yield from parts(value)
+    if "_target_" in cfg:
+        target = cfg._target_
+        yield target, {str(key) for key in cfg if not str(key).startswith("_")}
+        for key, other in PASSED_ON.get(target, {}).items():
+            yield other, {str(k) for k in cfg[key]}
+
+
+ALL = [f"{group}={choice}" for group in ("generator", "discriminator", "logger", "env") for choice in choices(group)]
+
+
+@pytest.mark.parametrize("override", ALL)
+def test_yaml_keys_are_the_arguments_of_what_they_configure(override):
+    cfg = composed(override)
+    for target, keys in parts(cfg[override.split("=")[0]]):
+        parameters = inspect.signature(get_object(target)).parameters
+        given = INJECTED.get(target, set())
+        if target.startswith("magail.discriminators.rewards"):
+            given = {"logits"}
+        elif target.startswith("magail.discriminators.priors") or target in (
+            "magail.policy.Policy",
+            "magail.networks.Critic",
+        ):
+            given = {"groups"}
+        assert keys <= set(parameters) - given, target
+        required = {name for name, p in parameters.items() if p.default is p.empty}
+        assert required <= keys | given, target
+
+
+def test_the_schema_is_config_yaml():
+    def compare(schema, cfg):
+        hints = get_type_hints(schema)
+        assert {field.name for field in fields(schema)} == set(cfg)
+        for name, kind in hints.items():
+            if is_dataclass(kind):
+                compare(kind, cfg[name])
+
+    compare(TrainConfig, composed())
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.relative_to(CONF).as_posix())
+def test_every_key_is_explained(path):
+    """A key has a comment on its line, or in the lines right above it; the file has one at its top."""
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("#")
+    above_defaults = False
+    for number, line in enumerate(lines):
+        key = re.match(r"\s*(?:- )?(?:override )?/?([\w_]+):", line)
+        if line.startswith("defaults:") or line.startswith("hydra:"):
+            above_defaults = True
+        elif re.match(r"\w", line):
+            above_defaults = False
+        if not key or above_defaults or key[1].startswith("_"):
+            continue
+        explained = "#" in line or lines[number - 1].lstrip().startswith("#")
+        parent = line.rstrip().endswith(":") and not explained
+        same_as_above = re.search(r"\$\{", line)  # an interpolation explains itself by what it points to
+        assert explained or parent or same_as_above, f"{path.name}:{number + 1}: {line.strip()}"
+
+
+@pytest.mark.parametrize("algorithm", choices("algorithm"))
+def test_every_algorithm_passes_the_check(algorithm):
+    check(composed(f"algorithm={algorithm}"))
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_passes_the_check(experiment):
+    check(composed(f"experiment={experiment}"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+sede=1"], "sede"),
+        (["+bc.step=1"], "step"),
+        (["seed=many"], "many"),
+        (["iterations=-1"], "iterations=-1 must be at least 0"),
+        (["evaluation.final_episodes=1"], "at least 2"),
+        (["demonstrations.count=0", "start_from_demonstrations=0"], "imitation needs demonstrations.*algorithm=rl"),
+        (["algorithm=rl", "discriminator=centralized"], "no other discriminator"),
+        (["algorithm=rl", "start_from_demonstrations=0.5"], "start_from_demonstrations needs demonstrations"),
+        (["checkpoint.best_is=good"], "must be min or max"),
+        (["env.backend=vmas"], "vmas"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_it_starts(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        check(composed(*overrides))
+
+
+def test_a_misspelt_override_is_refused_by_hydra():
+    with pytest.raises(Exception, match="sede"):
+        composed("sede=1")
+
+
+def test_shipped_files_are_found_in_their_package():
+    assert locate("pkg://magail_conf/config.yaml").samefile(CONF / "config.yaml")
+    assert locate("some/file") == Path("some/file")
+
+
+def test_a_config_stays_itself_when_resolved_and_read_again(tmp_path):
+    cfg = composed()
+    OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=True)
+    again = OmegaConf.load(tmp_path / "config.yaml")
+    assert OmegaConf.to_container(again) == OmegaConf.to_container(cfg, resolve=True)
+    check(again)
