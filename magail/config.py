@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,6 +119,17 @@ def check(cfg: DictConfig) -> None:
 def build(cfg: DictConfig, **objects: Any) -> Any:
     """Make what ``cfg._target_`` names, from the rest of ``cfg`` and from ``objects``."""
     return instantiate(cfg, _partial_=True, _convert_="all")(**objects)
+
+
+@contextmanager
+def one_clear_message() -> Iterator[None]:
+    """End the program with a user's mistake (`ValueError`) as its message; HYDRA_FULL_ERROR=1 shows all of it."""
+    try:
+        yield
+    except ValueError as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        sys.exit(f"error: {error}")
 
 
 def locate(path: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from magail.config import build, locate
+from magail.config import build, locate, one_clear_message
 from magail.demonstrations import Demonstrations
 from magail.distributions import action_head
 from magail.policy import Acting, MostLikely, Policy, load_policy
@@ -74,12 +75,9 @@ def record_expert(
 @hydra.main(version_base="1.3", config_path="pkg://magail_conf", config_name="record")
 def main(cfg: DictConfig) -> None:
     torch.set_num_threads(1)
-    env = build(cfg.env.evaluate)
-    try:
+    with one_clear_message(), closing(build(cfg.env.evaluate)) as env:
         demonstrations = record_expert(cfg.env, env, cfg.episodes, cfg.seed, cfg.most_likely, cfg.checkpoint)
-    finally:
-        env.close()
-    demonstrations.save(Path(cfg.output))
+        demonstrations.save(Path(cfg.output))
     mean = demonstrations.metadata["mean_return"]
     print(f"{cfg.output}: {len(demonstrations)} episodes, {demonstrations.num_steps} steps, mean return {mean:.2f}")
 

@@ -20,7 +20,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from magail.config import build, check
+from magail.config import build, check, one_clear_message
 from magail.demonstrations import Demonstrations
 from magail.evaluate import Evaluator
 from magail.generators.bc import BehavioralCloning
@@ -80,7 +80,7 @@ def get_demonstrations(
     else:
         demonstrations = record_expert(cfg.env, env, options.count, cfg.seed, options.most_likely)
     demonstrations.save(kept)
-    if not options.held_out or len(demonstrations) == 1:
+    if int(options.held_out * len(demonstrations)) == 0:
         return demonstrations, None
     return demonstrations.split(options.held_out, cfg.seed)
 
@@ -104,14 +104,13 @@ def with_resume(argv: list[str]) -> list[str]:
 
 @hydra.main(version_base="1.3", config_path="pkg://magail_conf", config_name="config")
 def hydra_main(cfg: DictConfig) -> None:
-    train(cfg, Path(HydraConfig.get().runtime.output_dir))
+    with one_clear_message():
+        train(cfg, Path(HydraConfig.get().runtime.output_dir))
 
 
 def main() -> None:
-    try:
+    with one_clear_message():
         sys.argv = with_resume(sys.argv)
-    except ValueError as error:
-        sys.exit(str(error))
     hydra_main()
 
 

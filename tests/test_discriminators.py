@@ -182,7 +182,7 @@ class Quadratic(Prior):
 
 
 def test_gradient_penalty_of_a_quadratic():
-    """||gradient|| is k ||x||, for every head, network and row on its own; with both ends equal the points are known."""
+    """||gradient|| is k ||x||, for every head, network and row; with both ends equal the points are known."""
     x = torch.randn(16, 2, 5)
     norms = x.norm(dim=-1)
     penalty = functools.partial(gradient_penalty, Quadratic(TWO_SIDES), {"joint": x}, {"joint": x})

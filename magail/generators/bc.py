@@ -1,8 +1,7 @@
-"""Behavioural cloning: maximum likelihood on demonstrations, stopped where held-out demonstrations say so."""
+"""Behavioural cloning: maximum likelihood on demonstrations."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -15,8 +14,8 @@ from magail.policy import Policy
 class BehavioralCloning:
     """Clones demonstrations into a policy, and gives the cloning term that a generator may add to its loss.
 
-    ``held_out`` demonstrations (None: there are none) decide which step's parameters are kept. It is what makes this an
-    honest baseline: with few demonstrations, cloning until the end of its budget overfits.
+    Strong weight decay, not early stopping, holds it back from overfitting: a single held-out episode of five stopped
+    it far too early, and cost a fifth of the data. ``held_out`` demonstrations (None: there are none) are watched only.
     """
 
     def __init__(
@@ -47,24 +46,18 @@ class BehavioralCloning:
         return (lambda: weight * self.loss()) if weight > 0.0 else None
 
     def fit(self, log: Callable[[int, dict[str, float]], None]) -> None:
-        """Clone for ``steps`` gradient steps, then go back to the parameters with the least held-out loss.
+        """Clone for ``steps`` gradient steps.
 
         The policy's observation statistics become those of the demonstrations, and stay so.
         """
         self.policy.fit_normalizer(self.demonstrations.transitions)
-        best_loss, best_state = float("inf"), copy.deepcopy(self.policy.state_dict())
         for step in range(1, self.steps + 1):
             loss = self.loss()
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             if step % self.evaluate_every == 0 or step == self.steps:
-                info = self.held_out_info()
-                log(step, {"bc/loss": loss.item(), **info})
-                held_out_loss = info.get("bc/held_out_loss", -step)  # without held-out ones the last step is the best
-                if held_out_loss < best_loss:
-                    best_loss, best_state = held_out_loss, copy.deepcopy(self.policy.state_dict())
-        self.policy.load_state_dict(best_state)
+                log(step, {"bc/loss": loss.item(), **self.held_out_info()})
 
     @torch.no_grad()
     def held_out_info(self) -> dict[str, float]:
