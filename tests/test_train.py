@@ -1,0 +1,208 @@
+"""The commands as a user types them, on little budgets."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from magail.config import build
+from magail.demonstrations import Demonstrations
+from magail.policy import RandomPolicy, load_policy
+from magail.record import record
+from magail.train import train
+from tests.test_config import choices, composed
+
+TINY = [
+    "iterations=2",
+    "rollout_steps=8",
+    "bc.steps=5",
+    "demonstrations.count=3",
+    "evaluation.every=2",
+    "evaluation.episodes=2",
+    "evaluation.final_episodes=2",
+    "evaluation.video_episodes=0",
+    "discriminator.steps=2",
+    "discriminator.batch_size=32",
+    "generator.epochs=1",
+    "logger.mode=disabled",
+]
+SPREAD = ["env.mpe2.workers=0", "env.mpe2.num_envs=2", "env.batched.num_envs=4"]
+
+
+def run(*arguments, cwd, module="magail.train", ok=True):
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_main_job_leaves_all_that_was_promised(tmp_path):
+    tiny = [x for x in TINY if not x.startswith(("logger", "evaluation.video"))]
+    output = run("env=simple_spread", *tiny, *SPREAD, "evaluation.video_episodes=1", cwd=tmp_path)
+    for name in ("expert", "random", "bc", "magail"):
+        assert re.search(rf"\b{name}\b.*\(-", output), output
+    (folder,) = (tmp_path / "outputs/simple_spread-magail").iterdir()
+    assert str(folder) in output.replace("\n", "")
+    metrics = pd.read_json(folder / "metrics.jsonl", lines=True)
+    assert metrics.iteration.tolist() == [-1, 0, 1]
+    assert metrics["discriminator/loss"].notna().sum() == 2
+    assert metrics["eval/return"].notna().sum() == 1
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results["policies"]) == ["expert", "random", "bc", "magail"]
+    assert results["policies"]["expert"]["score"] == pytest.approx(1)
+    assert Image.open(folder / "curves.png").width > 300
+    assert 15 <= Image.open(folder / "video.gif").n_frames <= 25  # equal frames in a row are one
+    assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(list((folder / "checkpoints").glob("*.pt"))) == 2
+    assert (folder / "config.yaml").exists()
+    loaded = load_policy(folder, build(composed("env=simple_spread", *SPREAD).env.train).groups)
+    assert loaded.architecture["hidden_sizes"] == [64, 64]
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        (tmp_path / name).mkdir()
+        train(composed(*TINY, *SPREAD, f"seed={seed}"), tmp_path / name)
+    a, b, c = (pd.read_json(tmp_path / name / "metrics.jsonl", lines=True).drop(columns="seconds") for name in "abc")
+    pd.testing.assert_frame_equal(a, b)
+    assert not a.equals(c)
+
+
+def test_a_sweep_runs_every_combination(tmp_path):
+    run("-m", "seed=0,1", "discriminator=decentralized,single", *TINY, *SPREAD, "iterations=1", cwd=tmp_path)
+    (sweep,) = (tmp_path / "multirun/simple_spread-magail").iterdir()
+    configs = [(folder / "config.yaml").read_text() for folder in sorted(sweep.iterdir()) if folder.is_dir()]
+    assert len(configs) == 4
+    assert sum("Single" in config for config in configs) == 2
+
+
+def demonstrations_of(name, path, *overrides):
+    """Random play, as demonstrations for an environment that ships no expert."""
+    cfg = composed(f"env={name}", *overrides)
+    env = build(cfg.env.evaluate)
+    try:
+        generator = torch.Generator().manual_seed(0)
+        demonstrations = record(env, RandomPolicy(env.groups), [1, 2, 3], generator, {"env": name})
+    finally:
+        env.close()
+    demonstrations.save(path)
+    assert Demonstrations.load(path, env.groups).known_seeds() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", choices("env"))
+def test_every_shipped_environment_trains(name, tmp_path):
+    path = tmp_path / "demonstrations.npz"
+    if name == "simple_spread":
+        few = [*SPREAD, "env.backend=mpe2", "env.mpe2.max_cycles=25"][:-1]
+    else:
+        few = ["env.evaluate.num_envs=2", "env.evaluate.workers=1", "env.train.workers=0"]
+    arguments = composed(f"env={name}").env.evaluate.arguments
+    if "max_cycles" in arguments and arguments.max_cycles > 50:
+        few.append("env.evaluate.arguments.max_cycles=50")
+    demonstrations_of(name, path, *few)
+    train(composed(f"env={name}", *TINY, *few, f"demonstrations.path={path}", "env.expert=null"), tmp_path)
+    metrics = pd.read_json(tmp_path / "metrics.jsonl", lines=True)
+    losses = metrics[["discriminator/loss", "generator/policy_loss", "generator/value_loss"]].dropna()
+    assert len(losses) == 2
+    assert losses.abs().max().max() < 1e3
+    assert list(json.loads((tmp_path / "results.json").read_text())["policies"]) == ["random", "bc", "magail"]
+
+
+@pytest.mark.parametrize("prior", choices("discriminator"))
+@pytest.mark.parametrize("continuous", ["false", "true"])
+def test_every_prior_trains_on_a_game_of_two_sides(prior, continuous, tmp_path):
+    few = [
+        "env.evaluate.num_envs=2",
+        "env.evaluate.workers=0",
+        f"env.evaluate.arguments.continuous_actions={continuous}",
+    ]
+    if prior == "environment_reward":
+        tiny = [x for x in TINY if not x.startswith(("demonstrations", "discriminator"))]
+        train(composed("env=simple_tag", "algorithm=rl", *tiny, *few), tmp_path)
+        return
+    path = tmp_path / "demonstrations.npz"
+    demonstrations_of("simple_tag", path, *few)
+    overrides = [f"discriminator={prior}", f"demonstrations.path={path}", "generator.policy.share_parameters=true"]
+    train(composed("env=simple_tag", *TINY, *few, *overrides), tmp_path)
+    assert (tmp_path / "results.json").exists()
+
+
+def test_zero_sum_needs_two_sides_and_says_so(tmp_path):
+    output = run("discriminator=zero_sum", *TINY, *SPREAD, cwd=tmp_path, ok=False)
+    assert "error: the zero-sum prior needs two sides" in output
+    assert "Traceback" not in output
+
+
+def test_recording_a_run_and_training_on_the_file(tmp_path):
+    run("algorithm=bc", *TINY, *SPREAD, "hydra.run.dir=first", cwd=tmp_path)
+    for checkpoint in ("first", "first/checkpoints/00000000.pt", "first/policy.safetensors"):
+        arguments = [f"checkpoint={checkpoint}", "episodes=4", "output=demos.npz", *SPREAD]
+        output = run(*arguments, cwd=tmp_path, module="magail.record")
+        assert "demos.npz: 4 episodes, 100 steps" in output
+    with_file = ["demonstrations.path=demos.npz", "demonstrations.count=4", "hydra.run.dir=second"]
+    run(*TINY, *SPREAD, *with_file, cwd=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demos.npz", "first", "second"]
+    output = run(*TINY, *SPREAD, *with_file, "demonstrations.count=5", "hydra.run.dir=third", cwd=tmp_path, ok=False)
+    assert "cannot take 5 demonstrations: there are 4" in output
+
+
+OWN_ENVIRONMENT = """
+from pettingzoo import ParallelEnv
+from gymnasium import spaces
+import numpy as np
+
+class Corridor(ParallelEnv):
+    metadata = {"name": "corridor"}
+    possible_agents = ["left", "right"]
+    def __init__(self, length=4, render_mode=None):
+        self.length = length
+    def observation_space(self, agent):
+        return spaces.Discrete(10)
+    def action_space(self, agent):
+        return spaces.Discrete(2)
+    def reset(self, seed=None, options=None):
+        self.agents, self.x = list(self.possible_agents), {"left": 0, "right": 9}
+        return dict(self.x), {agent: {} for agent in self.agents}
+    def step(self, actions):
+        for agent, action in actions.items():
+            self.x[agent] = int(np.clip(self.x[agent] + 2 * action - 1, 0, 9))
+        self.length -= 1
+        met = self.x["left"] >= self.x["right"]
+        out = [dict(self.x), {a: float(met) for a in self.agents}, {a: met for a in self.agents},
+               {a: self.length <= 0 for a in self.agents}, {a: {} for a in self.agents}]
+        if met or self.length <= 0:
+            self.agents, self.length = [], 4
+        return out
+"""
+OWN_YAML = """
+defaults: [pettingzoo]
+name: corridor
+evaluate: {constructor: my_corridor.Corridor, num_envs: 2, workers: 1}
+"""
+
+
+def test_a_users_own_environment_from_a_config_dir(tmp_path):
+    (tmp_path / "my_corridor.py").write_text(OWN_ENVIRONMENT)
+    (tmp_path / "mine/env").mkdir(parents=True)
+    (tmp_path / "mine/env/corridor.yaml").write_text(OWN_YAML)
+    tiny = [x for x in TINY if not x.startswith(("demonstrations", "discriminator"))]
+    output = run("--config-dir", "mine", "env=corridor", "algorithm=rl", *tiny, cwd=tmp_path)
+    assert re.search(r"\brl\b", output)
+
+
+def test_a_worker_that_dies_ends_the_run_with_an_error(tmp_path):
+    dying = OWN_ENVIRONMENT.replace("self.length -= 1\n", "self.length -= 1\n        import os; os._exit(7)\n")
+    (tmp_path / "my_corridor.py").write_text(dying)
+    (tmp_path / "mine/env").mkdir(parents=True)
+    (tmp_path / "mine/env/corridor.yaml").write_text(OWN_YAML)
+    tiny = [x for x in TINY if not x.startswith(("demonstrations", "discriminator"))]
+    output = run("--config-dir", "mine", "env=corridor", "algorithm=rl", *tiny, cwd=tmp_path, ok=False)
+    assert re.search(r"corridor.*step", output), output
+    assert Path(os.path.join(tmp_path, "outputs")).exists()
