@@ -43,7 +43,8 @@ class Evaluator:
     def learning_curve(self, policy: Policy) -> dict[str, float]:
         """One point of the learning curve, with the 95 % interval of the mean return."""
         mean, low, high = mean_interval(self.returns(policy, self.seeds(self.options.episodes)))
-        return {"eval/return": mean, "eval/return_low": low, "eval/return_high": high}
+        episodes = {"eval/episodes": self.options.episodes}
+        return {"eval/return": mean, "eval/return_low": low, "eval/return_high": high, **episodes}
 
     def video(self, policies: Mapping[str, Acting], path: Path) -> Path:
         """Film the policies side by side from the same reset seeds, as a GIF with the episodes one after the other."""

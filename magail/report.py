@@ -183,7 +183,7 @@ def learning_curves(run_dir: Path | str) -> Path:
             label = name if len(panel.curves) > 1 else ""  # the title says it
             _draw_curve(ax, lines, panel.x, key, label, f"C{i}", alpha=0.5 if key == "train/return" else 1.0)
         if "eval/return" in panel.curves and results:
-            _draw_references(ax, results["policies"])
+            _draw_references(ax, results["policies"], _curve_episodes(lines))
         if panel.limits:
             ax.set_ylim(panel.limits)
         _dress(ax, panel.title, panel.x)
@@ -210,7 +210,7 @@ def _other_panels(lines: Sequence[Line]) -> tuple[Panel, ...]:
     drawn = {key for panel in PANELS for key in panel.curves}
     bands = {f"{key}_{edge}" for key in drawn for edge in ("low", "high")}
     logged = {key for line in lines for key in line}
-    others = logged - drawn - bands - AXIS_LABELS.keys() - {"seconds", "generator/reward_std"}
+    others = logged - drawn - bands - AXIS_LABELS.keys() - {"seconds", "eval/episodes", "generator/reward_std"}
     return tuple(
         Panel(key, {key: key}, x="bc/step" if key.startswith("bc/") else "env_steps") for key in sorted(others)
     )
@@ -232,10 +232,16 @@ def _draw_curve(ax: Axes, lines: Sequence[Line], x_key: str, key: str, label: st
     ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _draw_references(ax: Axes, policies: Mapping[str, Any]) -> None:
+def _curve_episodes(lines: Sequence[Line]) -> int | None:
+    """How many episodes the points of a learning curve stand for; None where it was not logged."""
+    return max((int(line["eval/episodes"]) for line in lines if "eval/episodes" in line), default=None)
+
+
+def _draw_references(ax: Axes, policies: Mapping[str, Any], episodes: int | None) -> None:
+    """Means over the first ``episodes`` final ones: those that the curve's points come from, the same initial states."""
     for name, colour in REFERENCES.items():
         if name in policies:
-            mean = policies[name]["return"]
+            mean = float(np.mean(policies[name]["returns"][:episodes]))
             ax.axhline(mean, color=colour, linestyle="--", linewidth=1.2, label=f"{name} {mean:.2f}", zorder=1)
 
 
@@ -471,7 +477,8 @@ def _draw_comparison(methods: Sequence[Method], path: Path) -> bool:
         curves += [_draw_method(ax, method, f"C{methods.index(method)}") for method in here]
         experts = [results["policies"].get("expert") for method in here for results in method.results]
         if any(experts):  # not random: far below, it would press the curves together
-            _draw_references(ax, {"expert": next(filter(None, experts))})
+            lines = [line for method in here for run in method.runs for line in run.lines]
+            _draw_references(ax, {"expert": next(filter(None, experts))}, _curve_episodes(lines))
         _dress(ax, f"{here[0].runs[0].env_name}: return per agent and episode", "env_steps")
     figure.legend(handles=curves, loc="outside lower left", frameon=False, ncols=min(len(panels), 3))
     figure.savefig(path)
