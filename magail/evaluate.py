@@ -1,21 +1,37 @@
-"""Judging policies on the true environment, by reset seeds that training never uses."""
+"""Judging policies on the true environment, by reset seeds that training never uses.
+
+    python -m magail.evaluate env=simple_spread checkpoint=RUN_FOLDER evaluation.final_episodes=1000
+
+prints the returns and normalised scores of a run's last policy (or of a .pt or .safetensors file), beside the shipped
+expert's and random play's.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
+import hydra
 import numpy as np
+import rich
 import torch
 from omegaconf import DictConfig
 
-from magail.config import build
-from magail.policy import Acting, MostLikely, Policy
+from magail.config import build, locate, one_clear_message
+from magail.policy import Acting, MostLikely, Policy, RandomPolicy, load_policy
 from magail.render import side_by_side
+from magail.report import results_table, summarize
 from magail.rollout import play_episodes
 from magail.statistics import mean_interval
 from magail.types import BatchedEnv
+
+
+def expert_policy(env_cfg: DictConfig, env: BatchedEnv, checkpoint: str | None = None) -> Policy | None:
+    """The policy at ``checkpoint``, or the shipped expert of the environment; None where there is neither."""
+    path = checkpoint or env_cfg.expert
+    return load_policy(locate(path), env.groups) if path else None
 
 
 class Evaluator:
@@ -72,3 +88,22 @@ class Evaluator:
 
     def close(self) -> None:
         self.env.close()
+
+
+@hydra.main(version_base="1.3", config_path="pkg://magail_conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    torch.set_num_threads(1)
+    with one_clear_message(), closing(Evaluator(cfg)) as evaluator:
+        groups = evaluator.env.groups
+        policies: dict[str, Acting | None] = {
+            "expert": expert_policy(cfg.env, evaluator.env),
+            "random": RandomPolicy(groups),
+            "policy": load_policy(locate(cfg.checkpoint), groups) if cfg.checkpoint else None,
+        }
+        seeds = evaluator.seeds(cfg.evaluation.final_episodes)
+        returns = {name: evaluator.returns(policy, seeds) for name, policy in policies.items() if policy is not None}
+        rich.print(results_table(summarize(returns, seeds)))
+
+
+if __name__ == "__main__":
+    main()

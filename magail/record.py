@@ -16,20 +16,15 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from magail.config import build, locate, one_clear_message
+from magail.config import build, one_clear_message
 from magail.demonstrations import Demonstrations
 from magail.distributions import action_head
-from magail.policy import Acting, MostLikely, Policy, load_policy
+from magail.evaluate import expert_policy
+from magail.policy import Acting, MostLikely
 from magail.rollout import play_episodes
 from magail.types import BatchedEnv
 
 PACKAGES = ("magail", "torch", "numpy", "gymnasium", "pettingzoo", "mpe2", "supersuit")
-
-
-def expert_policy(env_cfg: DictConfig, env: BatchedEnv, checkpoint: str | None = None) -> Policy | None:
-    """The policy at ``checkpoint``, or the shipped expert of the environment; None where there is neither."""
-    path = checkpoint or env_cfg.expert
-    return load_policy(locate(path), env.groups) if path else None
 
 
 def record(

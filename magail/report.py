@@ -238,7 +238,7 @@ def _curve_episodes(lines: Sequence[Line]) -> int | None:
 
 
 def _draw_references(ax: Axes, policies: Mapping[str, Any], episodes: int | None) -> None:
-    """Means over the first ``episodes`` final ones: those that the curve's points come from, the same initial states."""
+    """Means over the first ``episodes`` final ones, the same initial states that the curve's points come from."""
     for name, colour in REFERENCES.items():
         if name in policies:
             mean = float(np.mean(policies[name]["returns"][:episodes]))

@@ -13,10 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from magail.checkpoint import Checkpoints
 from magail.config import build
-from magail.evaluate import Evaluator
+from magail.evaluate import Evaluator, expert_policy
 from magail.logger import Logger
 from magail.policy import Acting, RandomPolicy, load_policy
-from magail.record import expert_policy
 from magail.report import learning_curves, report_results
 from magail.types import BatchedEnv, Seeds
 

@@ -89,6 +89,10 @@ def test_shared_parameters_judge_equal_agents_alike_but_for_their_id():
     wolf = batch.groups["wolf"]
     wolf.obs[:, 1], wolf.action[:, 1] = wolf.obs[:, 0], wolf.action[:, 0]
     logits = prior(batch)["wolf"]
+    assert not torch.equal(logits[:, 0], logits[:, 1])
+    agent_id = prior.networks["wolf"].layers[0].bias
+    torch.nn.init.zeros_(agent_id)
+    logits = prior(batch)["wolf"]
     assert torch.equal(logits[:, 0], logits[:, 1])
 
 

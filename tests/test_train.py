@@ -146,6 +146,8 @@ def test_recording_a_run_and_training_on_the_file(tmp_path):
         arguments = [f"checkpoint={checkpoint}", "episodes=4", "output=demos.npz", *SPREAD]
         output = run(*arguments, cwd=tmp_path, module="magail.record")
         assert "demos.npz: 4 episodes, 100 steps" in output
+    arguments = ["checkpoint=first", "evaluation.final_episodes=4", *SPREAD]
+    assert re.search(r"policy .* -\d", run(*arguments, cwd=tmp_path, module="magail.evaluate"))
     with_file = ["demonstrations.path=demos.npz", "demonstrations.count=4", "hydra.run.dir=second"]
     run(*TINY, *SPREAD, *with_file, cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demos.npz", "first", "second"]
