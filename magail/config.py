@@ -53,14 +53,6 @@ class CheckpointConfig:
 
 
 @dataclass
-class EnvConfig:
-    name: str
-    expert: str | None
-    train: dict[str, Any]
-    evaluate: dict[str, Any]
-
-
-@dataclass
 class TrainConfig:
     """The keys of conf/config.yaml, where each is explained; parts with a ``_target_`` answer for their own keys."""
 

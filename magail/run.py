@@ -26,12 +26,13 @@ class Run:
     def __init__(self, cfg: DictConfig, run_dir: Path, generator: Any, discriminator: Any, seeds: Seeds) -> None:
         self.cfg, self.run_dir = cfg, run_dir
         self.generator, self.discriminator, self.seeds = generator, discriminator, seeds
+        rich.print(f"Run folder: {run_dir}")
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
         config = OmegaConf.to_container(cfg, resolve=True)
         self.logger: Logger = build(cfg.logger, run_dir=run_dir, total=cfg.iterations, config=config)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint.keep)
         self.iteration, self.env_steps = 0, 0
-        self.best, self.improved = math.nan, False
+        self.best = math.nan
         self.started = time.perf_counter()
 
     @property
@@ -121,4 +122,4 @@ class Run:
             for key in ("return", "score")
         }
         self.logger.finish(scores)
-        rich.print(f"Run folder: {self.run_dir}")
+        rich.print(f"All of it is in {self.run_dir}")
