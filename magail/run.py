@@ -66,11 +66,11 @@ class Run:
         better = value < self.best if self.cfg.checkpoint.best_is == "min" else value > self.best
         if better or (math.isnan(self.best) and not math.isnan(value)):
             self.best = value
-            self.generator.policy.save(self.run_dir / "best.safetensors")
+            self.generator.averaged.save(self.run_dir / "best.safetensors")
 
     def checkpoint(self, env: BatchedEnv) -> None:
         """Write all that the run needs to go on bit for bit."""
-        self.generator.policy.save(self.run_dir / "policy.safetensors")
+        self.generator.averaged.save(self.run_dir / "policy.safetensors")
         state = {
             "iteration": self.iteration,
             "env_steps": self.env_steps,
@@ -105,7 +105,7 @@ class Run:
             "expert": expert_policy(self.cfg.env, evaluator.env),
             "random": RandomPolicy(groups),
             "bc": load_policy(path, groups) if (path := self.run_dir / "bc.safetensors").exists() else None,
-            self.cfg.algorithm: self.generator.policy,
+            self.cfg.algorithm: self.generator.averaged,
         }
         playing = {name: policy for name, policy in policies.items() if policy is not None}
         seeds = evaluator.seeds(self.cfg.evaluation.final_episodes)

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from magail.config import build, check, one_clear_message
 from magail.demonstrations import Demonstrations
 from magail.evaluate import Evaluator
-from magail.generators.bc import BehavioralCloning
+from magail.generators.bc import BehavioralCloning, held_out_info
 from magail.record import record_expert
 from magail.rollout import collect
 from magail.run import Run
@@ -59,8 +59,8 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
                 cloning_term = cloning and cloning.term(run.progress)
                 info |= generator.update(rollout, discriminator.reward, run.progress, cloning_term)
                 if run.due(cfg.evaluation.every):
-                    info |= evaluator.learning_curve(generator.policy)
-                    info |= cloning.held_out_info() if cloning else {}
+                    info |= evaluator.learning_curve(generator.averaged)
+                    info |= held_out_info(generator.averaged, held_out)
                 run.end_iteration(info, env)
 
             run.report(evaluator)

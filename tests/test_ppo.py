@@ -20,6 +20,7 @@ OPTIONS = {
     "gae_lambda": 0.9,
     "entropy_coefficient": 0.0,
     "max_grad_norm": 10.0,
+    "averaging": 0.9,
 }
 
 
@@ -105,6 +106,24 @@ def test_an_extra_loss_is_minimised_too():
     for _ in range(5):
         generator.update(rollout, lambda r: zero, 0.0, lambda: generator.policy.negative_log_likelihood(expert))
     assert generator.policy.negative_log_likelihood(expert).item() < before - 0.1
+
+
+def test_the_policy_kept_averages_the_iterates():
+    torch.manual_seed(0)
+    generator = ppo(TWO_SIDES, averaging=0.6)
+    name = "actors.wolf.mlp.layers.0.weight"
+    assert generator.averaged is generator.policy, "nothing to average yet: a cloned policy is kept as it is"
+    iterates, expected = [], None
+    for k in range(4):
+        generator.update(played(generator, 10, 4), lambda r: r.field("env_reward"))
+        iterates.append(generator.policy.state_dict()[name].clone())
+        keep = min(0.6, k / (k + 1))
+        expected = iterates[0] if k == 0 else keep * expected + (1 - keep) * iterates[-1]
+    torch.testing.assert_close(generator.averaged.state_dict()[name], expected)
+    again = ppo(TWO_SIDES, averaging=0.6)
+    again.load_state_dict(generator.state_dict())
+    assert torch.equal(again.averaged.state_dict()[name], generator.averaged.state_dict()[name])
+    assert torch.equal(again.policy.state_dict()[name], generator.policy.state_dict()[name])
 
 
 def returns_after(env, generator, iterations, steps=10):

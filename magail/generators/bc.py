@@ -57,11 +57,12 @@ class BehavioralCloning:
             loss.backward()
             self.optimizer.step()
             if step % self.evaluate_every == 0 or step == self.steps:
-                log(step, {"bc/loss": loss.item(), **self.held_out_info()})
+                log(step, {"bc/loss": loss.item(), **held_out_info(self.policy, self.held_out)})
 
-    @torch.no_grad()
-    def held_out_info(self) -> dict[str, float]:
-        """Mean negative log-likelihood of the held-out demonstrations; nothing where there are none."""
-        if self.held_out is None:
-            return {}
-        return {"bc/held_out_loss": self.policy.negative_log_likelihood(self.held_out.transitions).item()}
+
+@torch.no_grad()
+def held_out_info(policy: Policy, held_out: Demonstrations | None) -> dict[str, float]:
+    """Mean negative log-likelihood of held-out demonstrations; nothing where there are none."""
+    if held_out is None:
+        return {}
+    return {"bc/held_out_loss": policy.negative_log_likelihood(held_out.transitions).item()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,8 +41,10 @@ class PPO:
         gae_lambda: float,
         entropy_coefficient: float,
         max_grad_norm: float,
+        averaging: float,
     ) -> None:
         self.policy = Policy(groups, **policy)
+        self._average, self._updates, self.averaging = copy.deepcopy(self.policy), 0, averaging
         self.critic = Critic(groups, **critic)
         self.learning_rates = (learning_rate, critic_learning_rate)
         self.final_learning_rate_fraction = final_learning_rate_fraction
@@ -85,6 +88,7 @@ class PPO:
             if self.target_kl is not None and kl > self.target_kl:
                 break
         self.policy.observe(rollout)  # after the steps: the log-probabilities above belong to the old statistics
+        self._update_average()
         info = {key: sum(i[key] for i in infos) / len(infos) for key in infos[0]}
         masks = rollout.field("mask")
         flat_rewards = torch.cat([rewards[name][masks[name]] for name in masks])
@@ -94,6 +98,26 @@ class PPO:
             "reward_std": flat_rewards.std().item(),
         }
         return {f"generator/{key}": value for key, value in info.items()}
+
+    @property
+    def averaged(self) -> Policy:
+        """The policy to judge and keep: the exponential average of the policies after each update.
+
+        An adversary's reward is noisy and moves, so a single iterate wanders about; averages of the iterates are the
+        better policies (Yazici et al. 2019, arXiv 1806.04498, for GANs). Before any update it is the policy itself.
+        """
+        return self._average if self._updates else self.policy
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        keep = min(self.averaging, self._updates / (self._updates + 1))  # a plain mean until there are enough
+        state = self.policy.state_dict()
+        for name, average in self._average.state_dict().items():
+            if average.is_floating_point():
+                average.lerp_(state[name], 1.0 - keep)
+            else:
+                average.copy_(state[name])
+        self._updates += 1
 
     def _set_learning_rates(self, progress: float) -> None:
         fraction = 1.0 + (self.final_learning_rate_fraction - 1.0) * progress
@@ -157,13 +181,17 @@ class PPO:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "policy": self.policy.state_dict(),
+            "policy": self.averaged.state_dict(),
+            "acting_policy": self.policy.state_dict(),
+            "updates": self._updates,
             "critic": self.critic.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "description": self.policy.description(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.policy.load_state_dict(state["policy"])
+        self.policy.load_state_dict(state["acting_policy"])
+        self._average.load_state_dict(state["policy"])
+        self._updates = state["updates"]
         self.critic.load_state_dict(state["critic"])
         self.optimizer.load_state_dict(state["optimizer"])
