@@ -15,6 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from magail.ranges import check_range
+
 
 @dataclass
 class DemonstrationsConfig:
@@ -72,6 +74,28 @@ class TrainConfig:
     logger: dict[str, Any] = field(default_factory=dict)
 
 
+AT_LEAST_0 = (
+    "seed",
+    "iterations",
+    "demonstrations.count",
+    "bc.steps",
+    "bc.learning_rate",
+    "bc.weight_decay",
+    "bc.coefficient",
+    "evaluation.seed",
+    "evaluation.video_episodes",
+)
+AT_LEAST_1 = (
+    "threads",
+    "rollout_steps",
+    "bc.batch_size",
+    "bc.evaluate_every",
+    "evaluation.every",
+    "checkpoint.every",
+    "checkpoint.keep",
+)
+
+
 def check(cfg: DictConfig) -> None:
     """Refuse what cannot be trained, before anything is built.
 
@@ -82,15 +106,13 @@ def check(cfg: DictConfig) -> None:
         OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as error:
         raise ValueError(f"the configuration does not fit: {error}; see conf/config.yaml for every key") from error
-    at_least = {
-        "iterations": 0, "rollout_steps": 1, "threads": 1, "seed": 0, "demonstrations.count": 0, "bc.steps": 0,
-        "bc.batch_size": 1, "bc.evaluate_every": 1, "bc.coefficient": 0, "evaluation.every": 1,
-        "evaluation.episodes": 2, "evaluation.final_episodes": 2, "evaluation.video_episodes": 0,
-        "checkpoint.every": 1, "checkpoint.keep": 1,
-    }  # fmt: skip
-    for key, least in at_least.items():
-        if OmegaConf.select(cfg, key) < least:
-            raise ValueError(f"{key}={OmegaConf.select(cfg, key)} must be at least {least}")
+    numbers = {key: OmegaConf.select(cfg, key) for key in AT_LEAST_0 + AT_LEAST_1}
+    check_range({key: numbers[key] for key in AT_LEAST_0}, 0)
+    check_range({key: numbers[key] for key in AT_LEAST_1}, 1)
+    check_range({"evaluation.episodes": cfg.evaluation.episodes}, 2)
+    check_range({"evaluation.final_episodes": cfg.evaluation.final_episodes}, 2)
+    check_range({"start_from_demonstrations": cfg.start_from_demonstrations}, 0, 1)
+    check_range({"demonstrations.held_out": cfg.demonstrations.held_out}, 0, 0.9)
     imitation = not cfg.discriminator._target_.endswith("EnvironmentReward")
     if imitation and cfg.iterations and not cfg.demonstrations.count:
         raise ValueError(

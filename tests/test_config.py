@@ -122,6 +122,7 @@ def test_every_experiment_passes_the_check(experiment):
         (["algorithm=rl", "discriminator=centralized", "demonstrations.count=5"], "no other discriminator"),
         (["algorithm=rl", "start_from_demonstrations=0.5"], "start_from_demonstrations needs demonstrations"),
         (["checkpoint.best_is=good"], "must be min or max"),
+        (["demonstrations.held_out=1"], "held_out=1 must be from 0 to 0.9"),
         (["env.backend=vmas"], "vmas"),
     ],
 )

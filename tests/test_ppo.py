@@ -38,6 +38,12 @@ def played(generator, *shape, alive=1.0):
     return rollout
 
 
+@pytest.mark.parametrize(("option", "value"), [("epochs", 0), ("gamma", 1.1), ("averaging", 1.0), ("clip_range", -1)])
+def test_options_out_of_range_are_refused(option, value):
+    with pytest.raises(ValueError, match=rf"generator\.{option}={value} must be"):
+        ppo(TWO_SIDES, **{option: value})
+
+
 def test_the_better_action_becomes_likelier():
     torch.manual_seed(0)
     generator = ppo(TWO_SIDES, epochs=20)

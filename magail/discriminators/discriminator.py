@@ -13,6 +13,7 @@ from magail.demonstrations import Demonstrations
 from magail.discriminators.losses import gradient_penalty
 from magail.discriminators.priors import Prior
 from magail.policy import Policy
+from magail.ranges import check_range
 from magail.types import AgentGroup, ByGroup, JointTransition
 
 
@@ -23,6 +24,9 @@ class Discriminator:
     update takes ``steps`` Adam steps on ``batch_size`` transitions of either side. ``held_out`` demonstrations are
     never trained on: their accuracy shows whether the discriminator knows the expert or has the demonstrations by
     heart.
+
+    Raises:
+        ValueError: an option out of range.
     """
 
     def __init__(
@@ -41,6 +45,9 @@ class Discriminator:
         gradient_penalty: float,
         gradient_penalty_center: float,
     ) -> None:
+        check_range({"discriminator.steps": steps, "discriminator.batch_size": batch_size}, 1)
+        check_range({"discriminator.learning_rate": learning_rate, "discriminator.weight_decay": weight_decay}, 0)
+        check_range({"discriminator.gradient_penalty": gradient_penalty}, 0)
         self.prior = prior(groups=groups)
         self.prior.fit_normalizers(demonstrations.transitions)
         self.held_out = held_out

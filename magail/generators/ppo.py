@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from magail.advantage import gae, masked_mean, normalize_per_agent
 from magail.networks import Critic
 from magail.policy import Policy
+from magail.ranges import check_range
 from magail.types import AgentGroup, ByGroup, JointTransition
 
 RewardFn = Callable[[JointTransition], ByGroup]
@@ -21,7 +22,11 @@ class PPO:
     """Multi-agent PPO (Schulman et al. 2017, arXiv 1707.06347), with a centralized critic (Yu et al. 2022, 2103.01955).
 
     Each agent has an advantage of its own, normalised over its own living steps; the clipped surrogate, entropies and
-    value errors are means over all living agents. ``policy`` and ``critic`` are the arguments of `Policy` and `Critic`.
+    value errors are means over all living agents. ``policy`` and ``critic`` are the arguments of `Policy` and `Critic`;
+    conf/generator/ppo.yaml explains the others.
+
+    Raises:
+        ValueError: an option out of range.
     """
 
     def __init__(
@@ -43,6 +48,15 @@ class PPO:
         max_grad_norm: float,
         averaging: float,
     ) -> None:
+        check_range({"generator.epochs": epochs, "generator.minibatch_size": minibatch_size}, 1)
+        check_range({"generator.gamma": gamma, "generator.gae_lambda": gae_lambda}, 0, 1)
+        check_range({"generator.final_learning_rate_fraction": final_learning_rate_fraction}, 0, 1)
+        check_range({"generator.averaging": averaging}, 0, 0.9999)
+        check_range({"generator.learning_rate": learning_rate, "generator.clip_range": clip_range}, 0)
+        check_range(
+            {"generator.critic_learning_rate": critic_learning_rate, "generator.max_grad_norm": max_grad_norm}, 0
+        )
+        check_range({"generator.entropy_coefficient": entropy_coefficient}, 0)
         self.policy = Policy(groups, **policy)
         self._average, self._updates, self.averaging = copy.deepcopy(self.policy), 0, averaging
         self.critic = Critic(groups, **critic)

@@ -1,0 +1,14 @@
+"""Options out of range, refused in one clear message."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+
+def check_range(values: Mapping[str, float], low: float, high: float = math.inf) -> None:
+    """Raise `ValueError` for the first of the named values that is not within ``[low, high]``."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise ValueError(f"{name}={value} must be {bounds}")
