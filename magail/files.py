@@ -22,3 +22,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a text file at once or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import secrets
 import time
 from collections import deque
@@ -20,6 +19,8 @@ from typing import Any, Literal
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 from rich.text import Text
+
+from magail.files import write_whole
 
 METRICS = "metrics.jsonl"
 PLAIN_LINE_EVERY = 10.0  # seconds, where there is no terminal to draw a bar on
@@ -244,16 +245,6 @@ def read_metrics(run_dir: Path | str) -> list[dict[str, Any]]:
     path = Path(run_dir) / METRICS
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file at once or not at all, whenever the process is killed."""
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _number(value: float) -> float | None:

@@ -26,7 +26,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from magail.logger import read_metrics, write_whole
+from magail.files import write_whole
+from magail.logger import read_metrics
 from magail.statistics import mean_interval, normalized_score
 
 RESULTS = "results.json"
