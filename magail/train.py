@@ -104,8 +104,12 @@ def with_resume(argv: list[str]) -> list[str]:
 
 @hydra.main(version_base="1.3", config_path="pkg://magail_conf", config_name="config")
 def hydra_main(cfg: DictConfig) -> None:
-    with one_clear_message():
-        train(cfg, Path(HydraConfig.get().runtime.output_dir))
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        with one_clear_message():
+            train(cfg, run_dir)
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; go on with: python -m magail.train resume={run_dir}")
 
 
 def main() -> None:

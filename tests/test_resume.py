@@ -98,6 +98,18 @@ def test_killed_and_resumed_is_the_same_run(backend, tmp_path):
     assert (whole / "results.json").read_text() == (killed / "results.json").read_text()
 
 
+def test_an_interrupted_run_says_how_to_go_on(tmp_path):
+    process = start(*OPTIONS, "iterations=100000", f"hydra.run.dir={tmp_path}")
+    while not any(line["iteration"] >= 1 for line in logged(tmp_path)):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"resume={tmp_path}" in output.replace("\n", "")
+    assert "Traceback" not in output
+
+
 def test_resume_wants_a_run(tmp_path):
     process = start(f"resume={tmp_path}")
     output, _ = process.communicate(timeout=60)
