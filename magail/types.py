@@ -139,8 +139,12 @@ class Seeds(Iterator[int]):
     def __init__(self, seed: int, starts: Sequence[int] = (), fraction: float = 0.0) -> None:
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"the fraction of episodes from given starts is a probability in [0, 1], not {fraction}")
-        self.starts = [int(start) for start in starts]
-        self.fraction = fraction if self.starts else 0.0
+        if fraction > 0.0 and not starts:
+            raise ValueError(
+                "episodes cannot start where demonstrations started: these carry no reset seeds; set "
+                "start_from_demonstrations=0, or record demonstrations with magail.record"
+            )
+        self.starts, self.fraction = [int(start) for start in starts], fraction
         self._rng = np.random.default_rng(seed)
 
     def __next__(self) -> int:
