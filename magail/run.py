@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import rich
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,7 +25,7 @@ class Run:
     def __init__(self, cfg: DictConfig, run_dir: Path, generator: Any, discriminator: Any, seeds: Seeds) -> None:
         self.cfg, self.run_dir = cfg, run_dir
         self.generator, self.discriminator, self.seeds = generator, discriminator, seeds
-        rich.print(f"Run folder: {run_dir}")
+        print(f"Run folder: {run_dir}")
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
         config = OmegaConf.to_container(cfg, resolve=True)
         self.logger: Logger = build(cfg.logger, run_dir=run_dir, total=cfg.iterations, config=config)
@@ -122,4 +121,4 @@ class Run:
             for key in ("return", "score")
         }
         self.logger.finish(scores)
-        rich.print(f"All of it is in {self.run_dir}")
+        print(f"All of it is in {self.run_dir}")
