@@ -43,6 +43,8 @@ def start(*overrides):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # a shell that runs the tests in the background has SIGINT ignored, and its children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -104,7 +106,10 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    try:
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 1
     assert f"resume={tmp_path}" in output.replace("\n", "")
     assert "Traceback" not in output
