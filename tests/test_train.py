@@ -208,3 +208,26 @@ def test_a_worker_that_dies_ends_the_run_with_an_error(tmp_path):
     output = run("--config-dir", "mine", "env=corridor", "algorithm=rl", *tiny, cwd=tmp_path, ok=False)
     assert re.search(r"corridor.*step", output), output
     assert Path(os.path.join(tmp_path, "outputs")).exists()
+
+
+def own_environment(name, constructor, *overrides):
+    base = ["env=pettingzoo", f"env.name={name}", f"env.evaluate.constructor={constructor}"]
+    return [*base, "env.evaluate.num_envs=2", "env.evaluate.workers=0", *overrides]
+
+
+@pytest.mark.parametrize("prior", ["decentralized", "centralized", "single", "zero_sum"])
+@pytest.mark.parametrize(
+    ("constructor", "arguments"),
+    [
+        ("tests.envs.toy.Menagerie", {}),  # every kind of space, each a group of its own
+        ("tests.envs.toy.Scripted", {"leave": {"ant_0": [2, "terminated"], "bee_0": [1, "vanished"]}}),
+    ],
+)
+def test_every_kind_of_space_and_agents_that_leave(constructor, arguments, prior, tmp_path):
+    overrides = [f"+env.evaluate.arguments.{key}={value}".replace("'", "") for key, value in arguments.items()]
+    own = own_environment("own", constructor, *overrides)
+    path = tmp_path / "demonstrations.npz"
+    demonstrations_of("pettingzoo", path, *own)
+    train(composed(*own, *TINY, f"discriminator={prior}", f"demonstrations.path={path}"), tmp_path)
+    metrics = pd.read_json(tmp_path / "metrics.jsonl", lines=True)
+    assert metrics["generator/policy_loss"].notna().sum() == 2

@@ -126,6 +126,30 @@ class Spaces(ParallelEnv):
         return self.observe(), dict.fromkeys(self.agents, 0.0), none, none, {}
 
 
+class Menagerie(Spaces):
+    """One agent of each kind of action, with unlike observations; five steps long."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            [
+                ("dog_0", "dict", "multi"),
+                ("cat_0", "image", "double"),
+                ("cow_0", "tuple", "discrete"),
+                ("hen_0", "discrete", "matrix"),
+                ("hen_1", "discrete", "matrix"),
+            ]
+        )
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self.t = 0
+        return super().reset(seed, options)
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        obs, reward, terminated, truncated, infos = super().step(actions)
+        self.t += 1
+        return obs, reward, terminated, dict.fromkeys(truncated, self.t == 5), infos
+
+
 class Faulty(Scripted):
     """Fails as told in step ``step`` of the episode that begins with ``seed``; chatters on stdout all the while."""
 
