@@ -148,6 +148,22 @@ def test_workers_end_with_their_parent(end: str, tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_a_hung_worker_ends_with_its_parent() -> None:
+    script = (
+        "import itertools, os, threading, torch\n"
+        "from magail_envs.pettingzoo import PettingZooEnv\n"
+        "fault = {'how': 'hang', 'seed': 0, 'step': 1}\n"
+        "env = PettingZooEnv('task', 'tests.envs.toy.Faulty', fault, workers=1)\n"
+        "env.reset(itertools.count())\n"
+        "threading.Timer(0.5, lambda: os.kill(os.getpid(), 9)).start()\n"
+        "env.step({g.name: torch.zeros(1, g.num_agents, 1, dtype=torch.int64) for g in env.groups})\n"
+    )
+    root = str(Path(__file__).parents[2])
+    # returns only when the worker, which holds its stderr, is gone as well
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -9
+
+
 def test_workers_import_from_where_the_parent_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("from tests.envs.toy import Scripted\n")
     monkeypatch.syspath_prepend(tmp_path)
