@@ -1,6 +1,8 @@
-"""Advantages and masked means."""
+"""Advantages and means."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +36,11 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Mean of ``x`` over the elements where ``mask`` is true (over axis ``dim``, or all); 0 where there is none."""
     dims = tuple(range(x.dim())) if dim is None else (dim,)
     return (x * mask).sum(dims) / mask.sum(dims).clamp(min=1)
+
+
+def mean_info(infos: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each named number over an update's steps."""
+    return {key: sum(info[key] for info in infos) / len(infos) for key in infos[0]}
 
 
 def normalize_per_agent(advantage: Tensor, mask: Tensor) -> Tensor:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from magail.distributions import Distribution, action_head
-from magail.types import AgentGroup, ByGroup
+from magail.types import AgentGroup, ByGroup, JointTransition
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
@@ -132,6 +132,12 @@ class RunningNormalizer(nn.Module):
 
     def inverse(self, x: Tensor) -> Tensor:
         return x * self.std + self.mean
+
+
+def update_normalizers(normalizers: Mapping[str, RunningNormalizer], batch: JointTransition) -> None:
+    """Take in the observations of each group's living agents."""
+    for name, group in batch.groups.items():
+        normalizers[name].update(group.obs.flatten(0, -2), group.mask.flatten().unsqueeze(-1))
 
 
 class Actor(nn.Module):

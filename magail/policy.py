@@ -16,7 +16,7 @@ from magail import checkpoint
 from magail.advantage import masked_mean
 from magail.distributions import Distribution, action_head
 from magail.files import replacing
-from magail.networks import Actor, RunningNormalizer, module_dict
+from magail.networks import Actor, RunningNormalizer, module_dict, update_normalizers
 from magail.types import AgentGroup, ByGroup, JointTransition
 
 
@@ -59,11 +59,8 @@ class Policy(nn.Module):
 
     def observe(self, batch: JointTransition) -> None:
         """Take ``batch``'s observations into the running statistics, unless they are fixed."""
-        if self.fixed:
-            return
-        for name, group in batch.groups.items():
-            alive = group.mask.flatten()
-            self.normalizers[name].update(group.obs.flatten(0, -2), alive.unsqueeze(-1))
+        if not self.fixed:
+            update_normalizers(self.normalizers, batch)
 
     def fit_normalizer(self, demonstrations: JointTransition) -> None:
         """Take the statistics of ``demonstrations`` and keep them."""
@@ -71,7 +68,11 @@ class Policy(nn.Module):
         self.fixed.fill_(True)
 
     def distributions(self, obs: ByGroup) -> dict[str, Distribution]:
-        return {name: actor(self.normalizers[name](obs[name])) for name, actor in self.actors.items()}
+        return self.distributions_of_normalized(self.normalize(obs))
+
+    def distributions_of_normalized(self, obs: ByGroup) -> dict[str, Distribution]:
+        """For who needs the normalised observations as well, as the critic does."""
+        return {name: actor(obs[name]) for name, actor in self.actors.items()}
 
     @torch.no_grad()
     def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:

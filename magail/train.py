@@ -75,11 +75,12 @@ def get_demonstrations(
         return None, None
     if kept.exists():
         demonstrations = Demonstrations.load(kept, env.groups)
-    elif options.path:
-        demonstrations = Demonstrations.load(options.path, env.groups).take(options.count, cfg.seed)
     else:
-        demonstrations = record_expert(cfg.env, env, options.count, cfg.seed, options.most_likely)
-    demonstrations.save(kept)
+        if options.path:
+            demonstrations = Demonstrations.load(options.path, env.groups).take(options.count, cfg.seed)
+        else:
+            demonstrations = record_expert(cfg.env, env, options.count, cfg.seed, options.most_likely)
+        demonstrations.save(kept)
     if int(options.held_out * len(demonstrations)) == 0:
         return demonstrations, None
     return demonstrations.split(options.held_out, cfg.seed)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magail.advantage import masked_mean
+from magail.advantage import masked_mean, mean_info
 from magail.demonstrations import Demonstrations
 from magail.discriminators.losses import gradient_penalty
 from magail.discriminators.priors import Prior
@@ -57,13 +57,13 @@ class Discriminator:
         self.optimizer = torch.optim.AdamW(self.prior.parameters(), lr=learning_rate, weight_decay=weight_decay)
 
     def update(self, rollout: JointTransition, demonstrations: Demonstrations, policy: Policy) -> dict[str, float]:
-        """Train on a rollout ``[T, E]`` and demonstrations; accuracies are before the update's last step."""
+        """Train on a rollout ``[T, E]`` and demonstrations; loss and accuracies are means over the steps."""
         generated = rollout.flatten()
         infos = []
         for _ in range(self.steps):
             index = torch.randint(generated.batch_shape[0], (self.batch_size,))
             infos.append(self._step(generated[index], demonstrations.sample(self.batch_size), policy))
-        info = {key: sum(i[key] for i in infos) / len(infos) for key in infos[0]}
+        info = mean_info(infos)
         if self.held_out is not None:
             info["held_out_accuracy"] = self._accuracy(self.held_out.transitions)
         return {f"discriminator/{key}": value for key, value in info.items()}
@@ -79,7 +79,8 @@ class Discriminator:
 
     def _step(self, generated: JointTransition, expert: JointTransition, policy: Policy) -> dict[str, float]:
         labelled = self.prior.labelled(generated, expert, policy)
-        logits = [self.prior(batch) for batch, _ in labelled]
+        features = [self.prior.features(batch) for batch, _ in labelled]
+        logits = [self.prior.by_agent(self.prior.raw_logits(x)) for x in features]
         losses = [
             masked_mean(self.loss_fn(x[name], target), group.mask)
             for x, (batch, target) in zip(logits, labelled, strict=True)
@@ -92,8 +93,7 @@ class Discriminator:
             "generator_accuracy": _share(logits[-1], labelled[-1][0], lambda x: x < 0),
         }
         if self.penalty > 0.0:
-            ends = (self.prior.features(labelled[0][0]), self.prior.features(labelled[-1][0]))
-            penalty = gradient_penalty(self.prior, *ends, self.penalty_center)
+            penalty = gradient_penalty(self.prior, features[0], features[-1], self.penalty_center)
             loss = loss + self.penalty * penalty
             info["gradient_penalty"] = penalty.item()
         self.optimizer.zero_grad()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from magail.distributions import action_head
-from magail.networks import RunningNormalizer, StackedMLP, module_dict
+from magail.networks import RunningNormalizer, StackedMLP, module_dict, update_normalizers
 from magail.policy import Policy
 from magail.types import AgentGroup, ByGroup, JointTransition
 
@@ -40,8 +40,7 @@ class Prior(nn.Module):
 
     def fit_normalizers(self, demonstrations: JointTransition) -> None:
         """Take the observation statistics of the demonstrations; they stay fixed from here."""
-        for name, group in demonstrations.groups.items():
-            self.normalizers[name].update(group.obs.flatten(0, -2), group.mask.flatten().unsqueeze(-1))
+        update_normalizers(self.normalizers, demonstrations)
 
     def encode(self, batch: JointTransition) -> ByGroup:
         """Own observation and action of each agent, ``[B, A, F]``; zero for the dead."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magail.advantage import gae, masked_mean, normalize_per_agent
+from magail.advantage import gae, masked_mean, mean_info, normalize_per_agent
 from magail.networks import Critic
 from magail.policy import Policy
 from magail.ranges import check_range
@@ -103,7 +103,7 @@ class PPO:
                 break
         self.policy.observe(rollout)  # after the steps: the log-probabilities above belong to the old statistics
         self._update_average()
-        info = {key: sum(i[key] for i in infos) / len(infos) for key in infos[0]}
+        info = mean_info(infos)
         masks = rollout.field("mask")
         flat_rewards = torch.cat([rewards[name][masks[name]] for name in masks])
         info |= {
@@ -162,8 +162,8 @@ class PPO:
         returns: ByGroup,
         extra_loss: Callable[[], Tensor] | None,
     ) -> dict[str, float]:
-        obs = batch.field("obs")
-        distributions, values = self.policy.distributions(obs), self.critic(self.policy.normalize(obs))
+        obs = self.policy.normalize(batch.field("obs"))
+        distributions, values = self.policy.distributions_of_normalized(obs), self.critic(obs)
         terms: dict[str, list[Tensor]] = {key: [] for key in ("policy", "value", "entropy", "kl", "clip")}
         for name, group in batch.groups.items():
             log_ratio = (distributions[name].log_prob(group.action) - group.log_prob) * group.mask

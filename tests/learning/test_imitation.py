@@ -17,8 +17,6 @@ from magail.types import Seeds
 from tests.test_ppo import OPTIONS
 from tests.toy import Expert, Matching, Walk
 
-TASKS = {"matching": (Matching, 9.0), "walk": (Walk, -3.5)}
-
 
 def demonstrations_of(env, count):
     seeds = list(range(100, 100 + count))
