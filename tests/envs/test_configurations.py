@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from magail_envs.pettingzoo import PettingZooEnv
@@ -17,17 +17,8 @@ from tests.envs.playing import play
 
 torch.set_num_threads(1)
 CONF = Path(__file__).parents[2] / "conf"
-NAMES = [
-    "cartpole",
-    "knights_archers_zombies",
-    "multiwalker",
-    "pursuit",
-    "simple_adversary",
-    "simple_push",
-    "simple_reference",
-    "simple_speaker_listener",
-    "simple_tag",
-]
+BASES = ("pettingzoo", "particle")
+NAMES = sorted(path.stem for path in (CONF / "env").glob("*.yaml") if path.stem not in BASES)
 SPARE = {"_target_"}
 
 
@@ -50,19 +41,21 @@ def test_the_base_has_the_keys_of_the_class() -> None:
 
 
 def test_every_key_has_a_comment() -> None:
-    for name in (*NAMES, "pettingzoo"):
+    for name in (*NAMES, *BASES):
         for line in (CONF / f"env/{name}.yaml").read_text().splitlines():
             key, _, value = line.strip().partition(": ")
             if value and "#" not in line and not value.startswith("${"):
-                assert key in ("name", "constructor", "id", "_target_"), f"{name}.yaml: {line}"
+                assert key in ("name", "constructor", "id", "expert", "_target_"), f"{name}.yaml: {line}"
 
 
+@pytest.mark.parametrize("what", ["train", "evaluate"])
 @pytest.mark.parametrize("name", NAMES)
-def test_builds_and_steps(name: str) -> None:
+def test_builds_and_steps(name: str, what: str) -> None:
     cfg = load(name)
     assert cfg.name == name
-    assert set(cfg.train) == set(cfg.evaluate)  # no misspelt key on top of the base's
-    env = build(cfg.train, num_envs=2, workers=0)
+    node = cfg[what]
+    assert set(node) <= set(inspect.signature(get_class(node._target_)).parameters) | SPARE
+    env = build(node, num_envs=2, **({"workers": 0} if "workers" in node else {}))
     assert env.name == name
     env.reset(itertools.count())
     dones = 0
@@ -125,11 +118,11 @@ def test_knights_begin_the_same_episode_from_the_same_seed() -> None:
 
 
 def test_keys_can_be_overridden_apart() -> None:
-    cfg = load("simple_tag", "env.evaluate.num_envs=3", "env.train.workers=1", "env.evaluate.arguments.max_cycles=7")
+    cfg = load("pursuit", "env.evaluate.num_envs=3", "env.train.workers=1", "env.evaluate.arguments.max_cycles=7")
     assert (cfg.evaluate.num_envs, cfg.evaluate.workers) == (3, 2)
     assert (cfg.train.num_envs, cfg.train.workers) == (3, 1)
     assert cfg.train.arguments.max_cycles == 7
-    env = build(load("simple_tag", "env.train.num_envs=4").train)
+    env = build(load("pursuit", "env.train.num_envs=4").train)
     assert env.num_envs == 4
     env.reset(itertools.count())
     list(play(env, 3))

@@ -18,67 +18,26 @@ from omegaconf.errors import InterpolationKeyError
 from torch import Tensor
 
 from magail.types import ByGroup, Seeds
-from magail_envs.particle.env import ParticleEnv
-from magail_envs.particle.seeding import random_raw, uniform
+from magail_envs.particle.env import Arguments, ParticleEnv
+from magail_envs.particle.seeding import Draws
 from magail_envs.particle.simple_spread import SimpleSpread
 from magail_envs.particle.world import Agent, Entity, World
+from tests.envs.conformance import (
+    FOREVER,
+    for_mpe2,
+    positions,
+    random_actions,
+    random_state,
+    velocities,
+    write,
+    write_mpe2,
+)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
-FOREVER = 10**9
 
 
 def spread(num_envs: int, dtype: str = "float64", device: str = "cpu", **arguments: Any) -> SimpleSpread:
     return SimpleSpread("spread", arguments, num_envs, device, dtype)
-
-
-def random_state(rng: np.random.Generator, entities: int, agents: int, copies: int) -> tuple[NDArray, NDArray]:
-    """Positions ``[M, 2, E]`` and velocities ``[A, 2, E]``; in every other copy all entities overlap."""
-    spread_out = np.where(np.arange(copies) % 2, 0.15, 1.0)
-    return rng.uniform(-1.2, 1.2, (entities, 2, copies)) * spread_out, rng.normal(size=(agents, 2, copies))
-
-
-def random_actions(rng: np.random.Generator, env: ParticleEnv, low: float = 0, high: float = 1) -> ByGroup:
-    """A random action of every agent; Boxes get numbers in ``[low, high]``."""
-    actions = {}
-    for group in env.groups:
-        shape = (env.num_envs, group.num_agents, group.action_dim)
-        if group.action_dtype == torch.int64:
-            actions[group.name] = torch.from_numpy(rng.integers(group.action_space.n, size=shape))
-        else:
-            actions[group.name] = torch.from_numpy(rng.uniform(low, high, shape).astype(np.float32))
-    return actions
-
-
-def for_mpe2(env: ParticleEnv, actions: ByGroup, copy: int) -> dict[str, Any]:
-    """The actions of one copy as a PettingZoo environment takes them."""
-    return {
-        agent: actions[group.name][copy, i].cpu().numpy() if group.action_dtype == torch.float32
-        else int(actions[group.name][copy, i, 0])
-        for group in env.groups
-        for i, agent in enumerate(group.agents)
-    }  # fmt: skip
-
-
-def write(env: ParticleEnv, pos: NDArray, vel: NDArray) -> None:
-    env.state["pos"].copy_(torch.from_numpy(pos))
-    env.state["vel"].copy_(torch.from_numpy(vel))
-    env.world.look()
-
-
-def write_mpe2(world: Any, pos: NDArray, vel: NDArray) -> None:
-    """One copy's positions ``[M, 2]`` and velocities ``[A, 2]``."""
-    for i, entity in enumerate(world.entities):
-        entity.state.p_pos = pos[i].copy()
-    for i, agent in enumerate(world.agents):
-        agent.state.p_vel = vel[i].copy()
-
-
-def positions(world: Any) -> NDArray:
-    return np.stack([entity.state.p_pos for entity in world.entities])
-
-
-def velocities(world: Any) -> NDArray:
-    return np.stack([agent.state.p_vel for agent in world.agents])
 
 
 def stacked(values: dict[str, Any]) -> NDArray:
@@ -89,20 +48,20 @@ def stacked(values: dict[str, Any]) -> NDArray:
 
 
 def test_draws_are_numpys() -> None:
-    seeds = [
-        0,
-        1,
-        2**31 - 2,
-        2**32 - 1,
-        2**32,
-        2**40 + 7,
-        2**63 - 1,
-        *np.random.default_rng(0).integers(2**31, size=99),
-    ]
-    raw = random_raw(seeds, 20)
-    assert np.array_equal(raw, np.stack([np.random.PCG64(int(seed)).random_raw(20) for seed in seeds]))
-    expected = np.stack([np.random.Generator(np.random.PCG64(int(seed))).uniform(-0.9, 0.9, 20) for seed in seeds])
-    assert np.array_equal(uniform(raw, -0.9, 0.9), expected)
+    """In any order, by any part of the generators, with halves of draws left over between integers."""
+    rng = np.random.default_rng(0)
+    seeds = [0, 1, 2**31 - 2, 2**32 - 1, 2**32, 2**40 + 7, 2**63 - 1, *rng.integers(2**31, size=99).tolist()]
+    draws, truths = Draws.seeded(seeds), [np.random.default_rng(seed) for seed in seeds]
+    for turn in range(100):
+        where = rng.random(len(seeds)) < 0.5 if turn % 3 else None
+        drawing = np.arange(len(seeds)) if where is None else where.nonzero()[0]
+        if turn % 2:
+            high = int(rng.choice([1, 2, 3, 10, 2**31 + 1]))  # the last rejects every other draw
+            ours, expected = draws.integers(high, where), [truths[i].integers(high) for i in drawing]
+        else:
+            ours = draws.uniform(-0.9, 0.9, 3, 2, where=where)
+            expected = [truths[i].uniform(-0.9, 0.9, (3, 2)) for i in drawing]
+        assert np.array_equal(ours[..., drawing], np.stack(expected, -1)), turn
 
 
 @pytest.mark.parametrize("number", [1, 3, 6])
@@ -162,18 +121,24 @@ def test_world_moves_as_mpe2s_core(device: str) -> None:
     assert 50 < limited < copies - 50  # the speed limit was met, and was not
 
 
-class Talk(ParticleEnv):
+class Talk(ParticleEnv[Arguments]):
     """Bodies and voices of one of mpe2's talking tasks, without its rewards."""
 
-    def __init__(self, agents: Sequence[Agent], symbols: int, continuous: bool, num_envs: int) -> None:
-        landmarks = [Entity(f"landmark {i}", collide=False) for i in range(3)]
-        super().__init__("talk", agents, landmarks, symbols, FOREVER, continuous, num_envs, "cpu", "float64")
+    takes = Arguments
 
-    def initial(self, seeds: Sequence[int]) -> dict[str, NDArray]:
-        return {"pos": np.array(seeds, dtype=float) + np.arange(5.0)[:, None, None] * np.ones((5, 2, 1))}
+    def __init__(self, agents: list[Agent], symbols: int, continuous: bool, num_envs: int) -> None:
+        self.agents, self.symbols = agents, symbols
+        arguments = {"max_cycles": FOREVER, "continuous_actions": continuous}
+        super().__init__("talk", arguments, num_envs, dtype="float64")
+
+    def bodies(self) -> tuple[list[Agent], list[Entity]]:
+        return self.agents, [Entity(f"landmark {i}", collide=False) for i in range(3)]
+
+    def initial(self, draws: Draws) -> dict[str, NDArray]:
+        return {"pos": draws.uniform(-1, 1, 5, 2)}
 
     def observe(self) -> ByGroup:
-        return {role: self.world.vel[rows] for role, rows in self._rows.items()}
+        return {role: self.world.vel[rows] for role, rows in self.rows.items()}
 
     def reward(self) -> Tensor:
         return self.world.vel[:, 0]
@@ -217,50 +182,7 @@ def test_moves_and_words_as_in_mpe2(task: Any, continuous: bool) -> None:
         np.testing.assert_allclose(env.state["speech"][..., copy], said, atol=1e-10, rtol=0)
 
 
-# ----------------------------------------------------------------------------------------------------- simple_spread
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("continuous", [False, True])
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"N": 1, "local_ratio": 0.5},
-        {"N": 2, "local_ratio": 0.0},
-        {"N": 3},
-        {"N": 3, "local_ratio": 1.0},
-        {"N": 5, "local_ratio": 0.3},
-        {"N": 4, "num_agent_neighbors": 2, "num_landmark_neighbors": 3},
-        {"N": 3, "num_agent_neighbors": 5, "num_landmark_neighbors": 4},
-    ],
-    ids=str,
-)
-def test_one_step_from_any_state_is_mpe2s(arguments: dict[str, Any], continuous: bool, device: str) -> None:
-    copies, rng, number = 300, np.random.default_rng(3), arguments["N"]
-    arguments = {**arguments, "continuous_actions": continuous, "max_cycles": FOREVER}
-    env, truth = spread(copies, device=device, **arguments), simple_spread_v3.parallel_env(**arguments)
-    env.reset(Seeds(0))
-    truth.reset(seed=0)
-    (group,) = env.groups
-    assert list(group.agents) == truth.possible_agents
-    assert group.action_space == truth.action_space("agent_0")
-    assert group.observation_space == truth.observation_space("agent_0")
-
-    pos, vel = random_state(rng, 2 * number, number, copies)
-    write(env, pos, vel)
-    actions = random_actions(rng, env)
-    step = env.step({"agent": actions["agent"].to(device)})
-    world, touching = truth.unwrapped.world, 0
-    for copy in range(copies):
-        write_mpe2(world, pos[..., copy], vel[..., copy])
-        obs, reward, _, _, _ = truth.step(for_mpe2(env, actions, copy))
-        np.testing.assert_allclose(env.state["pos"][..., copy].cpu(), positions(world), atol=1e-10, rtol=0)
-        np.testing.assert_allclose(env.state["vel"][..., copy].cpu(), velocities(world), atol=1e-10, rtol=0)
-        np.testing.assert_allclose(step.next_obs["agent"][copy].cpu(), stacked(obs), atol=1e-6, rtol=0)
-        np.testing.assert_allclose(step.reward["agent"][copy].cpu(), stacked(reward), atol=1e-6, rtol=0)
-        touching += truth.unwrapped.scenario.is_collision(world.agents[0], world.agents[-1])
-    assert number == 1 or 50 < touching < copies - 50
-    assert step.next_obs["agent"].dtype == step.reward["agent"].dtype == torch.float32
+# ---------------------------------------------------------------------------------------------------------- episodes
 
 
 def test_actions_outside_the_box_are_clipped_as_in_mpe2() -> None:
@@ -273,39 +195,6 @@ def test_actions_outside_the_box_are_clipped_as_in_mpe2() -> None:
         truth.reset(seed=copy)
         truth.step(for_mpe2(env, actions, copy))
         np.testing.assert_allclose(env.state["vel"][..., copy], velocities(truth.unwrapped.world), atol=1e-10, rtol=0)
-
-
-@pytest.mark.parametrize("continuous", [False, True])
-def test_whole_episodes_are_mpe2s(continuous: bool) -> None:
-    copies, seeds = 40, range(1000, 1080)
-    arguments = {"continuous_actions": continuous}
-    double, single = spread(copies, **arguments), spread(copies, "float32", **arguments)
-    truths = [simple_spread_v3.parallel_env(**arguments) for _ in range(copies)]
-    double.reset(iter(seeds))
-    single.reset(iter(seeds))
-    returns = np.zeros((copies, 3))
-    for copy, truth in enumerate(truths):
-        truth.reset(seed=seeds[copy])
-    rng = np.random.default_rng(5)
-    close = []
-    for t in range(25):
-        actions = random_actions(rng, double)
-        step, rounded = double.step(actions), single.step(actions)
-        for copy, truth in enumerate(truths):
-            obs, reward, terminated, truncated, _ = truth.step(for_mpe2(double, actions, copy))
-            returns[copy] += stacked(reward)
-            np.testing.assert_allclose(step.next_obs["agent"][copy], stacked(obs), atol=1e-6, rtol=0)
-            np.testing.assert_allclose(step.reward["agent"][copy], stacked(reward), atol=1e-6, rtol=0)
-            assert np.array_equal(step.terminated["agent"][copy], stacked(terminated))
-            assert np.array_equal(step.truncated["agent"][copy], stacked(truncated))
-            close.append(np.abs(rounded.next_obs["agent"][copy].numpy() - stacked(obs)).max())
-        assert bool(step.done.all()) == (t == 24)
-    np.testing.assert_allclose(step.episode_return["agent"], returns, rtol=1e-5)
-    np.testing.assert_allclose(rounded.episode_return["agent"], returns, rtol=1e-4)
-    assert max(close) < 1e-3, max(close)
-
-
-# ---------------------------------------------------------------------------------------------------------- episodes
 
 
 def test_copies_restart_with_the_next_seeds_and_show_the_true_last_observation() -> None:
@@ -455,9 +344,10 @@ def test_worlds_share_nothing_and_steps_stay_as_they_were() -> None:
     ("arguments", "message"),
     [
         ({"curriculum": True}, "not here yet.*env.backend=mpe2"),
-        ({"benchmark_data": True}, "not here yet.*env.backend=mpe2"),
-        ({"sticky": 1}, "not here yet: sticky.*env.backend=mpe2"),
-        ({"N": 0}, "N is the number"),
+        ({"benchmark_data": True}, "not here.*env.backend=mpe2"),
+        ({"sticky": 1}, "not here: sticky.*env.backend=mpe2"),
+        ({"N": 0}, "N is at least 1"),
+        ({"max_cycles": 0}, "max_cycles is at least 1"),
         ({"local_ratio": 1.5}, "local_ratio is a proportion"),
         ({"num_agent_neighbors": 0}, "num_agent_neighbors is at least 1"),
     ],

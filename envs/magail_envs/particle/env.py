@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,54 +16,85 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from magail.types import AgentGroup, ByGroup, Step
+from magail_envs.particle.seeding import Draws
 from magail_envs.particle.world import Agent, Entity, World
 
-Arguments = TypeVar("Arguments")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 MOVES = np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]])  # mpe2's actions: none, left, right, down, up
 
 
-class ParticleEnv(ABC):
-    """E copies of one particle task as tensors on one device; a task says how it begins, looks and pays.
+@dataclass(frozen=True)
+class Arguments:
+    """What every task of mpe2 takes, with mpe2's defaults; a task adds its own."""
 
-    Agents called ``role_0``, ``role_1``, ... form the group ``role``. ``state`` names every tensor that a copy's future
-    depends on, each ``[..., E]``; a task adds its own (a goal, say) and everything here saves and restarts it too.
+    max_cycles: int = 25
+    continuous_actions: bool = False
+    dynamic_rescaling: bool = True  # of drawings only
+    benchmark_data: bool = False
+
+    def __post_init__(self) -> None:
+        self.at_least("max_cycles", 1)
+        if self.benchmark_data:
+            raise ValueError("benchmark_data is not here: leave it off or use env.backend=mpe2")
+
+    def at_least(self, name: str, low: int) -> None:
+        """Refuse a smaller value of the argument ``name``; None, where mpe2 takes it, is no limit."""
+        value = getattr(self, name)
+        if value is not None and value < low:
+            raise ValueError(f"{name} is at least {low}, not {value}")
+
+
+Options = TypeVar("Options", bound=Arguments)
+
+
+class ParticleEnv(ABC, Generic[Options]):
+    """E copies of ``mpe2.<task>.parallel_env(**arguments)`` as tensors on one device.
+
+    A task says what it takes (``takes``), what is in it (`bodies`), how it begins (`initial`), looks (`observe`) and
+    pays (`reward`). Agents called ``role_0``, ``role_1``, ... form the group ``role``. ``state`` names every tensor
+    that a copy's future depends on, each ``[..., E]``; a task adds its own (`more_state`: a goal, say) and everything
+    here saves and restarts it too.
+
+    Args:
+        name: what logs and errors call it.
+        arguments: mpe2's own (the task's ``takes``).
+        num_envs: E.
+        device: where the copies live, e.g. ``cpu`` or ``cuda``.
+        dtype: ``float32``, or ``float64`` to follow mpe2 to the last digits.
 
     Raises:
-        ValueError: a ``dtype`` other than ``float32`` and ``float64``.
+        ValueError: an argument that does not exist here or is out of range, or another dtype.
     """
 
+    takes: type[Options]
+    symbols = 0  # C
+
     def __init__(
-        self,
-        name: str,
-        agents: Sequence[Agent],
-        landmarks: Sequence[Entity],
-        symbols: int,
-        max_cycles: int,
-        continuous_actions: bool,
-        num_envs: int,
-        device: str,
-        dtype: str,
+        self, name: str, arguments: Mapping[str, Any], num_envs: int, device: str = "cpu", dtype: str = "float32"
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"{name}: a particle world computes in {' or '.join(DTYPES)}, not in {dtype!r}")
         self.name, self.num_envs = name, num_envs
-        self.max_cycles, self.continuous_actions = max_cycles, continuous_actions
-        self.world = World(agents, landmarks, symbols, num_envs, torch.device(device), DTYPES[dtype])
+        self.arguments = _read(self.takes, name, arguments)
+        agents, landmarks = self.bodies()
+        self.world = World(agents, landmarks, self.symbols, num_envs, torch.device(device), DTYPES[dtype])
         self.state = {"pos": self.world.pos, "vel": self.world.vel, "speech": self.world.speech}
+        self.state |= self.more_state()
         roles = [
             (role, list(members)) for role, members in groupby(agents, lambda agent: agent.name.rpartition("_")[0])
         ]
         self._kind = {role: members[0] for role, members in roles}
-        self._rows = {role: slice(agents.index(members[0]), agents.index(members[-1]) + 1) for role, members in roles}
-        self._table = {role: self.world.pos.new_tensor(_controls(kind, symbols)) for role, kind in self._kind.items()}
+        self.rows = {role: slice(agents.index(members[0]), agents.index(members[-1]) + 1) for role, members in roles}
+        self._table = {
+            role: self.world.pos.new_tensor(_controls(kind, self.symbols)) for role, kind in self._kind.items()
+        }
         self.obs = self._observe()
         self.groups = tuple(
             AgentGroup(
                 role,
                 tuple(agent.name for agent in members),
                 spaces.Box(-np.inf, np.inf, self.obs[role].shape[-1:], np.float32),
-                _action_space(members[0], symbols, continuous_actions),
+                _action_space(members[0], self.symbols, self.arguments.continuous_actions),
             )
             for role, members in roles
         )
@@ -72,8 +103,16 @@ class ParticleEnv(ABC):
         self._length, self._seed = self._filled(0), self._filled(0)
 
     @abstractmethod
-    def initial(self, seeds: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """What mpe2 draws after ``reset(seed)``: tensors of ``state`` as ``[..., B]``; those left out begin at 0."""
+    def bodies(self) -> tuple[list[Agent], list[Entity]]:
+        """The agents, in mpe2's order and with its names, and the landmarks."""
+
+    def more_state(self) -> dict[str, Tensor]:
+        """What a task's future depends on besides positions, velocities and utterances, each ``[..., E]``."""
+        return {}
+
+    @abstractmethod
+    def initial(self, draws: Draws) -> dict[str, NDArray[Any]]:
+        """How B copies begin, drawn as mpe2 draws it: members of ``state``, ``[..., B]``; those left out begin at 0."""
 
     @abstractmethod
     def observe(self) -> ByGroup:
@@ -82,6 +121,9 @@ class ParticleEnv(ABC):
     @abstractmethod
     def reward(self) -> Tensor:
         """What each agent of the world gets now, ``[A, E]``."""
+
+    def post_step(self) -> None:
+        """What happens between the physics and the rewards."""
 
     def success(self) -> Tensor | None:
         """Which copies end here because the task is done, ``[E]`` bool; None in tasks that only end by time."""
@@ -93,15 +135,16 @@ class ParticleEnv(ABC):
 
     def step(self, action: ByGroup) -> Step:
         self.world.step(self._act(action))
+        self.post_step()
         self._length = self._length + 1
-        truncated = self._length >= self.max_cycles
+        truncated = self._length >= self.arguments.max_cycles
         success = self.success()
         # as in mpe2, an episode that succeeds at its time limit counts as cut off
         terminated = torch.zeros_like(truncated) if success is None else success & ~truncated
         done = truncated | terminated
         self.obs = self._observe()
         paid = self.reward().t().float()
-        reward = {role: paid[:, rows] for role, rows in self._rows.items()}
+        reward = {role: paid[:, rows] for role, rows in self.rows.items()}
         self._return = {role: total + reward[role] for role, total in self._return.items()}
         step = Step(
             next_obs=self.obs,
@@ -147,7 +190,7 @@ class ParticleEnv(ABC):
     def render(self) -> np.ndarray:
         raise ValueError(f"{self.name}: batched particle worlds draw nothing; render mpe2's own world (env.evaluate)")
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Nothing to give back."""
 
     def _begin(self, copies: Tensor) -> None:
@@ -155,7 +198,7 @@ class ParticleEnv(ABC):
         if len(copies) == 0:
             return
         seeds = [next(self._seeds) for _ in range(len(copies))]
-        drawn = self.initial(seeds)
+        drawn = self.initial(Draws.seeded(seeds))
         for name, value in self.state.items():
             if name in drawn:
                 value.index_copy_(-1, copies, torch.from_numpy(drawn[name]).to(value))
@@ -171,7 +214,7 @@ class ParticleEnv(ABC):
         """Bring everything that follows from the state up to date with it."""
         self.world.look()
         self.obs = self._observe()
-        self._steps_left = self.max_cycles - int(self._length.max())
+        self._steps_left = self.arguments.max_cycles - int(self._length.max())
 
     def _observe(self) -> ByGroup:
         """`observe` as the protocol wants it, ``[E, A, O]`` float32."""
@@ -183,7 +226,7 @@ class ParticleEnv(ABC):
     def _act(self, action: ByGroup) -> Tensor:
         """Say what is said and return the agents' moves ``[A, 2, E]``."""
         moves = []
-        for role, rows in self._rows.items():
+        for role, rows in self.rows.items():
             control = self._control(role, action[role])  # [E, A, 2 + C], [E, A, 2] of the silent
             control = control.flatten(1).t().unflatten(0, control.shape[1:])
             moves.append(control[:, :2])
@@ -192,7 +235,7 @@ class ParticleEnv(ABC):
         return torch.cat(moves)
 
     def _control(self, role: str, action: Tensor) -> Tensor:
-        if not self.continuous_actions:
+        if not self.arguments.continuous_actions:
             return F.embedding(action[..., 0], self._table[role])
         action = action.clamp(0, 1)
         if not self._kind[role].movable:
@@ -208,19 +251,18 @@ class ParticleEnv(ABC):
         return {group.name: flag[:, None].expand(-1, group.num_agents) for group in self.groups}
 
 
-def read(kind: type[Arguments], name: str, arguments: Mapping[str, Any]) -> Arguments:
-    """mpe2's arguments as the dataclass of those that a batched task has.
-
-    Raises:
-        ValueError: an argument that it does not have.
-    """
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+def _read(kind: type[Options], name: str, arguments: Mapping[str, Any]) -> Options:
+    known = [field.name for field in fields(kind)]
     unknown = sorted(arguments.keys() - known)
     if unknown:
         raise ValueError(
-            f"{name}: not here yet: {', '.join(unknown)} (here are {', '.join(known)}); use env.backend=mpe2"
+            f"{name}: not here: {', '.join(unknown)} (here are {', '.join(known)}); leave them off or use "
+            "env.backend=mpe2"
         )
-    return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _controls(agent: Agent, symbols: int) -> NDArray[np.float64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,79 +10,48 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from magail.types import ByGroup
-from magail_envs.particle.env import ParticleEnv, read
-from magail_envs.particle.seeding import random_raw, uniform
+from magail_envs.particle import env
+from magail_envs.particle.seeding import Draws
 from magail_envs.particle.world import Agent, Entity, nearest
 
 AGENT_SIZE = 0.15
 CAPTURE_RADIUS = 0.1
-SYMBOLS = 2  # the agents are silent, yet observe the zeros that the others say
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """Those of mpe2's own constructor that exist here, with its defaults."""
+class Arguments(env.Arguments):
+    """``N`` agents and as many landmarks; the others are explained in conf/env/simple_spread.yaml."""
 
     N: int = 3
     local_ratio: float = 0.5
-    max_cycles: int = 25
-    continuous_actions: bool = False
     terminate_on_success: bool = False
     num_agent_neighbors: int | None = None
     num_landmark_neighbors: int | None = None
     curriculum: bool = False
-    benchmark_data: bool = False
-    dynamic_rescaling: bool = True  # of drawings only
 
     def __post_init__(self) -> None:
-        if self.curriculum or self.benchmark_data:
-            raise ValueError(
-                "simple_spread: curriculum and benchmark_data are not here yet: leave them off or use env.backend=mpe2"
-            )
-        if self.N < 1:
-            raise ValueError(f"simple_spread: N is the number of agents and of landmarks, at least 1, not {self.N}")
+        super().__post_init__()
+        if self.curriculum:
+            raise ValueError("curriculum is not here yet: leave it off or use env.backend=mpe2")
+        for name in ("N", "num_agent_neighbors", "num_landmark_neighbors"):
+            self.at_least(name, 1)
         if not 0.0 <= self.local_ratio <= 1.0:
-            raise ValueError(f"simple_spread: local_ratio is a proportion in [0, 1], not {self.local_ratio}")
-        for name in ("num_agent_neighbors", "num_landmark_neighbors"):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise ValueError(f"simple_spread: {name} is at least 1, or null for all, not {count}")
+            raise ValueError(f"local_ratio is a proportion in [0, 1], not {self.local_ratio}")
 
 
-class SimpleSpread(ParticleEnv):
-    """E copies of ``mpe2.simple_spread_v3.parallel_env(**arguments)``.
+class SimpleSpread(env.ParticleEnv[Arguments]):
+    """Rewards are shared (distances to landmarks) and own (agents touched) in the proportion ``local_ratio``."""
 
-    Args:
-        name: what logs and errors call it.
-        arguments: mpe2's own (see `Arguments`).
-        num_envs: E.
-        device: where the copies live, e.g. ``cpu`` or ``cuda``.
-        dtype: ``float32``, or ``float64`` to follow mpe2 to the last digits.
+    takes = Arguments
+    symbols = 2  # the agents are silent, yet observe the zeros that the others say
 
-    Raises:
-        ValueError: an argument that does not exist here or is out of range.
-    """
+    def bodies(self) -> tuple[list[Agent], list[Entity]]:
+        number = self.arguments.N
+        agents = [Agent(f"agent_{i}", size=AGENT_SIZE) for i in range(number)]
+        return agents, [Entity(f"landmark {i}", collide=False) for i in range(number)]
 
-    def __init__(
-        self, name: str, arguments: Mapping[str, Any], num_envs: int, device: str = "cpu", dtype: str = "float32"
-    ) -> None:
-        self.arguments = options = read(Arguments, name, arguments)
-        super().__init__(
-            name,
-            agents=[Agent(f"agent_{i}", size=AGENT_SIZE) for i in range(options.N)],
-            landmarks=[Entity(f"landmark {i}", collide=False) for i in range(options.N)],
-            symbols=SYMBOLS,
-            max_cycles=options.max_cycles,
-            continuous_actions=options.continuous_actions,
-            num_envs=num_envs,
-            device=device,
-            dtype=dtype,
-        )
-
-    def initial(self, seeds: Sequence[int]) -> dict[str, NDArray[Any]]:
-        entities = 2 * self.arguments.N
-        pos = uniform(random_raw(seeds, entities * 2), -1, 1)
-        return {"pos": pos.T.reshape(entities, 2, len(seeds))}
+    def initial(self, draws: Draws) -> dict[str, NDArray[Any]]:
+        return {"pos": draws.uniform(-1, 1, 2 * self.arguments.N, 2)}
 
     def observe(self) -> ByGroup:
         """Own velocity and position, then relative to it the landmarks and the other agents, then what these say."""
@@ -93,7 +61,7 @@ class SimpleSpread(ParticleEnv):
             landmarks = nearest(landmarks, options.num_landmark_neighbors)
         if options.num_agent_neighbors is not None:
             others = nearest(others, options.num_agent_neighbors)
-        silence = world.vel.new_zeros(options.N, others.shape[1] * SYMBOLS, self.num_envs)
+        silence = world.vel.new_zeros(options.N, others.shape[1] * self.symbols, self.num_envs)
         seen = [world.vel, world.pos[: options.N], landmarks.flatten(1, 2), others.flatten(1, 2), silence]
         return {"agent": torch.cat(seen, 1)}
 
