@@ -38,9 +38,9 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     return (x * mask).sum(dims) / mask.sum(dims).clamp(min=1)
 
 
-def mean_info(infos: Sequence[dict[str, float]]) -> dict[str, float]:
+def mean_info(infos: Sequence[dict[str, Tensor]]) -> dict[str, float]:
     """Mean of each named number over an update's steps."""
-    return {key: sum(info[key] for info in infos) / len(infos) for key in infos[0]}
+    return {key: torch.stack([info[key] for info in infos]).mean().item() for key in infos[0]}
 
 
 def normalize_per_agent(advantage: Tensor, mask: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: not a checkpoint, damaged, or with anything else inside.
     """
     try:
-        return torch.load(path, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: not a readable checkpoint ({reason}); remove it to use an older one") from error

@@ -61,6 +61,8 @@ class TrainConfig:
     algorithm: str
     seed: int
     threads: int
+    device: str
+    compile: bool
     iterations: int
     rollout_steps: int
     start_from_demonstrations: float

@@ -60,7 +60,7 @@ import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -201,8 +201,14 @@ class Demonstrations:
 
         The random numbers come from ``generator`` (on the CPU), or from torch's default one.
         """
-        picks = torch.randint(len(self._living_steps), (batch_size,), generator=generator)
-        return self.transitions[self._living_steps[picks.to(self._living_steps.device)]]
+        living = self._living_steps
+        device = living.device if generator is None else generator.device
+        picks = torch.randint(len(living), (batch_size,), generator=generator, device=device)
+        return self.transitions.rows(living[picks.to(living.device)])
+
+    def to(self, device: torch.device) -> Demonstrations:
+        """These, with the transitions on ``device``."""
+        return replace(self, transitions=self.transitions.map(lambda x: x.to(device)))
 
     def save(self, path: str | Path) -> None:
         """Write the file at once or not at all: a failure leaves what was at ``path`` as it was.

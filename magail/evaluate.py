@@ -8,6 +8,7 @@ expert's and random play's.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -42,7 +43,10 @@ class Evaluator:
         self.env = build(self.env_cfg)
 
     def _acting(self, policy: Acting) -> Acting:
-        return MostLikely(policy) if self.options.most_likely and isinstance(policy, Policy) else policy
+        if not isinstance(policy, Policy):
+            return policy
+        here = copy.deepcopy(policy).to(self.env.device)
+        return MostLikely(here) if self.options.most_likely else here
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.options.seed)
@@ -79,10 +83,10 @@ class Evaluator:
 
     def _film(self, env: BatchedEnv, policy: Acting, seed: int) -> list[np.ndarray]:
         env.reset(itertools.repeat(seed))
-        frames, done, generator = [], False, self._generator()
+        frames, done, generator, acting = [], False, self._generator(), self._acting(policy)
         while not done:
             frames.append(env.render())
-            action, _ = self._acting(policy).act(env.obs, generator)
+            action, _ = acting.act(env.obs, generator)
             done = bool(env.step(action).done)
         return frames
 

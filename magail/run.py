@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from magail.checkpoint import Checkpoints
 from magail.config import build
+from magail.devices import random_state, set_random_state
 from magail.evaluate import Evaluator, expert_policy
 from magail.logger import Logger
 from magail.policy import Acting, RandomPolicy, load_policy
@@ -75,7 +75,7 @@ class Run:
             "env_steps": self.env_steps,
             "seconds": self.seconds,
             "best": self.best,
-            "random": torch.get_rng_state(),
+            "random": random_state(self.generator.policy.fixed.device),
             "env": env.state_dict(),
         }
         parts = {"generator": self.generator, "discriminator": self.discriminator, "seeds": self.seeds}
@@ -93,7 +93,7 @@ class Run:
         self.discriminator.load_state_dict(state["discriminator"])
         self.seeds.load_state_dict(state["seeds"])
         env.load_state_dict(state["env"], self.seeds)
-        torch.set_rng_state(state["random"])
+        set_random_state(state["random"], self.generator.policy.fixed.device)
         self.logger.resume(self.iteration)
         return True
 

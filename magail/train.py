@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from magail.config import build, check, one_clear_message
 from magail.demonstrations import Demonstrations
+from magail.devices import check_device, compiler_works, on_device
 from magail.evaluate import Evaluator
 from magail.generators.bc import BehavioralCloning, held_out_info
 from magail.record import record_expert
@@ -35,11 +36,16 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     check(cfg)
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
-    with closing(build(cfg.env.train)) as env, closing(Evaluator(cfg)) as evaluator:
-        demonstrations, held_out = get_demonstrations(cfg, evaluator.env, run_dir)
-        generator = build(cfg.generator, groups=env.groups)
+    device = check_device(cfg.device)
+    with closing(on_device(build(cfg.env.train), device)) as env, closing(Evaluator(cfg)) as evaluator:
+        demonstrations, held_out = get_demonstrations(cfg, evaluator.env, run_dir, device)
         parts = {"groups": env.groups, "demonstrations": demonstrations, "held_out": held_out}
-        discriminator = build(cfg.discriminator, **parts)
+        with device:
+            generator = build(cfg.generator, groups=env.groups)
+            discriminator = build(cfg.discriminator, **parts)
+        if cfg.compile and compiler_works(device):
+            for part in (env, generator, discriminator):
+                part.compile()
         cloning = demonstrations and BehavioralCloning(generator.policy, demonstrations, held_out, **cfg.bc)
         starts = demonstrations.known_seeds() if demonstrations else []
         seeds = Seeds(cfg.seed, starts, cfg.start_from_demonstrations)
@@ -67,7 +73,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def get_demonstrations(
-    cfg: DictConfig, env: BatchedEnv, run_dir: Path
+    cfg: DictConfig, env: BatchedEnv, run_dir: Path, device: torch.device
 ) -> tuple[Demonstrations | None, Demonstrations | None]:
     """Demonstrations to learn from and held-out ones, either None where there are none; kept in the run folder."""
     options, kept = cfg.demonstrations, run_dir / "demonstrations.npz"
@@ -81,6 +87,7 @@ def get_demonstrations(
         else:
             demonstrations = record_expert(cfg.env, env, options.count, cfg.seed, options.most_likely)
         demonstrations.save(kept)
+    demonstrations = demonstrations.to(device)
     if int(options.held_out * len(demonstrations)) == 0:
         return demonstrations, None
     return demonstrations.split(options.held_out, cfg.seed)

@@ -2,14 +2,14 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from magail.networks import Critic, RunningNormalizer, StackedMLP
+from magail.networks import CACHED_ROWS, Critic, RunningNormalizer, StackedMLP, Tanh
 from magail.types import AgentGroup
 
 
 def by_hand(mlp, x, agent, shared):
     """One agent's net of a stack, layer by layer."""
     for layer in mlp.layers:
-        if isinstance(layer, torch.nn.Tanh):
+        if isinstance(layer, Tanh):
             x = x.tanh()
         else:
             weight = layer.weight[0 if shared else agent]
@@ -29,6 +29,24 @@ def test_a_stack_is_its_nets_side_by_side(shared, batch):
     assert y.shape == (*batch, 3, 2)
     for agent in range(3):
         torch.testing.assert_close(y[..., agent, :], by_hand(mlp, x[..., agent, :], agent, shared).reshape(*batch, 2))
+
+
+def test_many_rows_are_evaluated_in_parts():
+    mlp, x = StackedMLP(2, 3, [4], 5), torch.randn(CACHED_ROWS + 7, 2, 3)
+    with torch.no_grad():
+        parts = mlp(x)
+    torch.testing.assert_close(parts, mlp(x))
+    with torch.no_grad():
+        assert mlp(x[:0]).shape == (0, 2, 5)
+
+
+def test_tanh_and_its_derivatives():
+    """The second derivative is what a gradient penalty descends on."""
+    x = torch.linspace(-30, 30, 1001)
+    torch.testing.assert_close(Tanh()(x.clone()), x.tanh(), atol=3e-7, rtol=0)
+    points = torch.linspace(-3, 3, 11, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: Tanh()(x * 1), points)
+    assert torch.autograd.gradgradcheck(lambda x: Tanh()(x * 1), points)
 
 
 def test_shared_parameters_are_fewer_and_still_tell_agents_apart():

@@ -51,6 +51,7 @@ class ToyEnv:
     """Common ground of the toys: E copies of ``length``-step games of one group that always end together."""
 
     name = "toy"
+    device = torch.device("cpu")
 
     def __init__(self, groups: tuple[AgentGroup, ...], num_envs: int, length: int) -> None:
         self.groups, self.num_envs, self.length = groups, num_envs, length
@@ -100,6 +101,9 @@ class ToyEnv:
         else:
             self._show()
         return step
+
+    def compile(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -79,7 +79,7 @@ class PettingZooEnv:
                 f"strings, numbers, booleans, null), not {arguments} and {spec.wrappers}: change them or set workers=0"
             )
         self.name = name
-        self.num_envs = num_envs
+        self.num_envs, self.device = num_envs, torch.device("cpu")
         # With workers, one environment is built here all the same, to read its spaces and to report mistakes plainly.
         envs = [spec.build() for _ in range(1 if workers else num_envs)]
         groups = find_groups(envs[0])
@@ -155,6 +155,9 @@ class PettingZooEnv:
             self._history.popleft()
         for name, reward in self._fields["reward"].items():  # 0 in the other copies
             self._return[name] += reward
+
+    def compile(self) -> None:
+        """Nothing: the environments are not torch's."""
 
     def state_dict(self) -> dict[str, Any]:
         """``action[group]`` is ``[T, E, A, U]``: the last ``length[e]`` of its T steps belong to copy e's episode."""

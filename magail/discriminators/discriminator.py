@@ -54,15 +54,20 @@ class Discriminator:
         self.loss_fn, self.reward_fn = loss, reward
         self.steps, self.batch_size = steps, batch_size
         self.penalty, self.penalty_center = gradient_penalty, gradient_penalty_center
-        self.optimizer = torch.optim.AdamW(self.prior.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.prior.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
+        )
+
+    def compile(self) -> None:
+        """Nothing: ``torch.compile`` does not know the second derivatives that a gradient penalty takes."""
 
     def update(self, rollout: JointTransition, demonstrations: Demonstrations, policy: Policy) -> dict[str, float]:
         """Train on a rollout ``[T, E]`` and demonstrations; loss and accuracies are means over the steps."""
         generated = rollout.flatten()
         infos = []
         for _ in range(self.steps):
-            index = torch.randint(generated.batch_shape[0], (self.batch_size,))
-            infos.append(self._step(generated[index], demonstrations.sample(self.batch_size), policy))
+            sample = generated.sample(self.batch_size)
+            infos.append(self._step(sample, demonstrations.sample(self.batch_size), policy))
         info = mean_info(infos)
         if self.held_out is not None:
             info["held_out_accuracy"] = self._accuracy(self.held_out.transitions)
@@ -77,7 +82,7 @@ class Discriminator:
             for name, x in logits.items()
         }
 
-    def _step(self, generated: JointTransition, expert: JointTransition, policy: Policy) -> dict[str, float]:
+    def _step(self, generated: JointTransition, expert: JointTransition, policy: Policy) -> dict[str, Tensor]:
         labelled = self.prior.labelled(generated, expert, policy)
         features = [self.prior.features(batch) for batch, _ in labelled]
         logits = [self.prior.by_agent(self.prior.raw_logits(x)) for x in features]
@@ -88,14 +93,14 @@ class Discriminator:
         ]
         loss = torch.stack(losses).mean()
         info = {
-            "loss": loss.item(),
+            "loss": loss.detach(),
             "expert_accuracy": _share(logits[0], labelled[0][0], lambda x: x > 0),
             "generator_accuracy": _share(logits[-1], labelled[-1][0], lambda x: x < 0),
         }
         if self.penalty > 0.0:
             penalty = gradient_penalty(self.prior, features[0], features[-1], self.penalty_center)
             loss = loss + self.penalty * penalty
-            info["gradient_penalty"] = penalty.item()
+            info["gradient_penalty"] = penalty.detach()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -103,7 +108,7 @@ class Discriminator:
 
     @torch.no_grad()
     def _accuracy(self, expert: JointTransition) -> float:
-        return _share(self.prior(expert), expert, lambda x: x > 0)
+        return _share(self.prior(expert), expert, lambda x: x > 0).item()
 
     def state_dict(self) -> dict[str, Any]:
         return {"prior": self.prior.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -113,16 +118,19 @@ class Discriminator:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def _share(logits: ByGroup, batch: JointTransition, right: Callable[[Tensor], Tensor]) -> float:
+def _share(logits: ByGroup, batch: JointTransition, right: Callable[[Tensor], Tensor]) -> Tensor:
     """Share of the living agents' logits that are ``right``, mean over groups."""
     shares = [masked_mean(right(logits[name]).float(), group.mask) for name, group in batch.groups.items()]
-    return torch.stack(shares).mean().item()
+    return torch.stack(shares).mean()
 
 
 class EnvironmentReward:
     """Stands in for the discriminator where training is on the environment's own reward (``algorithm=rl``)."""
 
     def __init__(self, groups: Sequence[AgentGroup], demonstrations: None, held_out: None) -> None:
+        pass
+
+    def compile(self) -> None:
         pass
 
     def update(self, rollout: JointTransition, demonstrations: None, policy: Policy) -> dict[str, float]:

@@ -27,7 +27,7 @@ def gradient_penalty(prior: Prior, expert: ByGroup, generated: ByGroup, center: 
     """
     points: ByGroup = {}
     for name, x in expert.items():
-        mix = torch.rand(x.shape[0], 1, 1)
+        mix = torch.rand(x.shape[0], 1, 1, device=x.device)
         points[name] = (mix * x + (1 - mix) * generated[name]).detach().requires_grad_()
     penalties = []
     for name, logits in prior.raw_logits(points).items():  # [B, N, H]

@@ -34,7 +34,7 @@ class BehavioralCloning:
         self.policy, self.demonstrations, self.held_out = policy, demonstrations, held_out
         self.steps, self.batch_size, self.evaluate_every = steps, batch_size, evaluate_every
         self.coefficient = coefficient
-        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
 
     def loss(self) -> Tensor:
         """Negative log-likelihood in nats of a random batch of demonstrations."""

@@ -4,18 +4,43 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from magail.advantage import gae, masked_mean, mean_info, normalize_per_agent
+from magail.advantage import gae, masked_mean, normalize_per_agent
 from magail.networks import Critic
 from magail.policy import Policy
 from magail.ranges import check_range
 from magail.types import AgentGroup, ByGroup, JointTransition
 
 RewardFn = Callable[[JointTransition], ByGroup]
+NUMBERS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+
+
+@dataclass
+class Samples:
+    """What a gradient step looks at, a tensor ``[B, A, ...]`` per group."""
+
+    obs: ByGroup  # normalised
+    action: ByGroup
+    log_prob: ByGroup
+    mask: ByGroup
+    advantage: ByGroup
+    target: ByGroup  # of the critic, in its running units
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Samples:
+        """Apply ``function`` to every tensor."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Samples(**{key: {name: function(x) for name, x in column.items()} for key, column in columns.items()})
+
+    def rows(self, index: Tensor) -> Samples:
+        return self.map(lambda x: x.index_select(0, index))
+
+    def part(self, start: int, stop: int) -> Samples:
+        return self.map(lambda x: x[start:stop])
 
 
 class PPO:
@@ -68,11 +93,16 @@ class PPO:
                 {"params": list(self.critic.parameters()), "lr": critic_learning_rate},
             ],
             eps=1e-5,
+            fused=True,
         )
         self.epochs, self.minibatch_size = epochs, minibatch_size
         self.clip_range, self.target_kl = clip_range, target_kl
         self.gamma, self.gae_lambda = gamma, gae_lambda
         self.entropy_coefficient, self.max_grad_norm = entropy_coefficient, max_grad_norm
+
+    def compile(self) -> None:
+        """Let ``torch.compile`` fuse the loss and its gradient."""
+        self._loss = torch.compile(self._loss)  # type: ignore[method-assign]
 
     def update(
         self,
@@ -88,22 +118,21 @@ class PPO:
         """
         self._set_learning_rates(progress)
         rewards = reward_fn(rollout)
-        advantages, returns, explained = self._advantages(rollout, rewards)
-        batch = rollout.flatten()
-        size = batch.batch_shape[0]
-        infos: list[dict[str, float]] = []
+        samples, explained = self._samples(rollout, rewards)
+        size, device = rollout.batch_shape.numel(), self.policy.fixed.device
+        numbers: list[Tensor] = []
         for _ in range(self.epochs):
-            epoch_start = len(infos)
-            for index in torch.randperm(size).split(self.minibatch_size):
-                advantage = {name: x[index] for name, x in advantages.items()}
-                target = {name: x[index] for name, x in returns.items()}
-                infos.append(self._step(batch[index], advantage, target, extra_loss))
-            kl = sum(info["approx_kl"] for info in infos[epoch_start:]) / (len(infos) - epoch_start)
-            if self.target_kl is not None and kl > self.target_kl:
+            shuffled = samples.rows(torch.randperm(size, device=device))
+            epoch = [
+                self._step(shuffled.part(start, start + self.minibatch_size), extra_loss)
+                for start in range(0, size, self.minibatch_size)
+            ]
+            numbers += epoch
+            if self.target_kl is not None and torch.stack(epoch).mean(0)[NUMBERS.index("approx_kl")] > self.target_kl:
                 break
         self.policy.observe(rollout)  # after the steps: the log-probabilities above belong to the old statistics
         self._update_average()
-        info = mean_info(infos)
+        info = dict(zip(NUMBERS, torch.stack(numbers).mean(0).tolist(), strict=True))
         masks = rollout.field("mask")
         flat_rewards = torch.cat([rewards[name][masks[name]] for name in masks])
         info |= {
@@ -139,11 +168,12 @@ class PPO:
             group["lr"] = learning_rate * fraction
 
     @torch.no_grad()
-    def _advantages(self, rollout: JointTransition, rewards: ByGroup) -> tuple[ByGroup, ByGroup, float]:
-        """Normalised advantages and returns, ``[T * E, A]``, and the share of the returns' variance explained."""
-        value = self.critic.values(self.policy.normalize(rollout.field("obs")))
+    def _samples(self, rollout: JointTransition, rewards: ByGroup) -> tuple[Samples, float]:
+        """What to learn from, ``[T * E]``, and the share of the returns' variance that the critic explained."""
+        obs = self.policy.normalize(rollout.field("obs"))
+        value = self.critic.values(obs)
         next_value = self.critic.values(self.policy.normalize(rollout.field("next_obs")))
-        advantages, returns, unexplained, total = {}, {}, 0.0, 0.0
+        advantages, targets, unexplained, total = {}, {}, 0.0, 0.0
         for name, group in rollout.groups.items():
             flags = (group.terminated, group.truncated, group.mask)
             advantage = gae(rewards[name], value[name], next_value[name], *flags, self.gamma, self.gae_lambda)
@@ -152,46 +182,50 @@ class PPO:
             total += target[mask].var().item()
             self.critic.scales[name].update(target, mask)
             advantages[name] = normalize_per_agent(advantage.flatten(0, 1), mask)
-            returns[name] = self.critic.scales[name](target)
-        return advantages, returns, 1.0 - unexplained / max(total, 1e-8)
+            targets[name] = self.critic.scales[name](target)
+        batch = rollout.flatten()
+        samples = Samples(
+            obs={name: x.flatten(0, 1) for name, x in obs.items()},
+            action=batch.field("action"),
+            log_prob=batch.field("log_prob"),
+            mask=batch.field("mask"),
+            advantage=advantages,
+            target=targets,
+        )
+        return samples, 1.0 - unexplained / max(total, 1e-8)
 
-    def _step(
-        self,
-        batch: JointTransition,
-        advantages: ByGroup,
-        returns: ByGroup,
-        extra_loss: Callable[[], Tensor] | None,
-    ) -> dict[str, float]:
-        obs = self.policy.normalize(batch.field("obs"))
-        distributions, values = self.policy.distributions_of_normalized(obs), self.critic(obs)
-        terms: dict[str, list[Tensor]] = {key: [] for key in ("policy", "value", "entropy", "kl", "clip")}
-        for name, group in batch.groups.items():
-            log_ratio = (distributions[name].log_prob(group.action) - group.log_prob) * group.mask
-            ratio = log_ratio.exp()
-            clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
-            surrogate = torch.minimum(ratio * advantages[name], clipped * advantages[name])
-            terms["policy"].append(-masked_mean(surrogate, group.mask))
-            terms["value"].append(0.5 * masked_mean((values[name] - returns[name]).square(), group.mask))
-            terms["entropy"].append(masked_mean(distributions[name].entropy(), group.mask))
-            # the low-variance estimator of KL(old, new): http://joschu.net/blog/kl-approx.html
-            terms["kl"].append(masked_mean(ratio - 1 - log_ratio, group.mask).detach())
-            terms["clip"].append(masked_mean(((ratio - 1).abs() > self.clip_range).float(), group.mask))
-        mean = {key: torch.stack(values).mean() for key, values in terms.items()}
-        loss = mean["policy"] + mean["value"] - self.entropy_coefficient * mean["entropy"]
+    def _step(self, samples: Samples, extra_loss: Callable[[], Tensor] | None) -> Tensor:
+        """Descend on one minibatch; its `NUMBERS`."""
+        loss, numbers = self._loss(samples)
         if extra_loss is not None:
             loss = loss + extra_loss()
         self.optimizer.zero_grad()
         loss.backward()
-        for module in (self.policy, self.critic):
-            nn.utils.clip_grad_norm_(module.parameters(), self.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
         self.optimizer.step()
-        return {
-            "policy_loss": mean["policy"].item(),
-            "value_loss": mean["value"].item(),
-            "entropy": mean["entropy"].item(),
-            "approx_kl": mean["kl"].item(),
-            "clip_fraction": mean["clip"].item(),
-        }
+        return numbers
+
+    def _loss(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """The loss of policy and critic, and its `NUMBERS`."""
+        distributions = self.policy.distributions_of_normalized(samples.obs)
+        values = self.critic(samples.obs)
+        losses, numbers = [], []
+        for name, mask in samples.mask.items():
+            advantage = samples.advantage[name]
+            log_ratio = (distributions[name].log_prob(samples.action[name]) - samples.log_prob[name]) * mask
+            ratio = log_ratio.exp()
+            clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
+            policy_loss = -masked_mean(torch.minimum(ratio * advantage, clipped * advantage), mask)
+            value_loss = 0.5 * masked_mean((values[name] - samples.target[name]).square(), mask)
+            with torch.set_grad_enabled(self.entropy_coefficient > 0):
+                entropy = masked_mean(distributions[name].entropy(), mask)
+            # the low-variance estimator of KL(old, new): http://joschu.net/blog/kl-approx.html
+            approx_kl = masked_mean((ratio - 1 - log_ratio).detach(), mask)
+            clip_fraction = masked_mean((ratio.detach() != clipped.detach()).float(), mask)
+            losses.append(policy_loss + value_loss - self.entropy_coefficient * entropy)
+            numbers.append(torch.stack([policy_loss, value_loss, entropy, approx_kl, clip_fraction]).detach())
+        return torch.stack(losses).mean(), torch.stack(numbers).mean(0)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -343,7 +343,6 @@ def test_worlds_share_nothing_and_steps_stay_as_they_were() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"curriculum": True}, "not here yet.*env.backend=mpe2"),
         ({"benchmark_data": True}, "not here.*env.backend=mpe2"),
         ({"sticky": 1}, "not here: sticky.*env.backend=mpe2"),
         ({"N": 0}, "N is at least 1"),

@@ -11,8 +11,19 @@ import pytest
 import torch
 
 from magail.types import Seeds
+from magail_envs.particle.collect_treasure import CollectTreasure
 from magail_envs.particle.env import ParticleEnv
+from magail_envs.particle.simple import Simple
+from magail_envs.particle.simple_adversary import SimpleAdversary
+from magail_envs.particle.simple_crypto import SimpleCrypto
+from magail_envs.particle.simple_formation import SimpleFormation
+from magail_envs.particle.simple_line import SimpleLine
+from magail_envs.particle.simple_push import SimplePush
+from magail_envs.particle.simple_reference import SimpleReference
+from magail_envs.particle.simple_speaker_listener import SimpleSpeakerListener
 from magail_envs.particle.simple_spread import SimpleSpread
+from magail_envs.particle.simple_tag import SimpleTag
+from magail_envs.particle.simple_world_comm import SimpleWorldComm
 from tests.envs.conformance import (
     FOREVER,
     assert_same_by_agent,
@@ -28,6 +39,20 @@ from tests.envs.conformance import (
 torch.set_num_threads(1)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 TASKS: dict[str, tuple[type[ParticleEnv[Any]], list[dict[str, Any]]]] = {  # module of mpe2: class here, arguments
+    "simple_v3": (Simple, [{}]),
+    "simple_adversary_v3": (
+        SimpleAdversary,
+        [
+            {},
+            {"N": 1},
+            {"N": 4, "num_agent_neighbors": 2, "num_landmark_neighbors": 3},
+            {"N": 2, "num_agent_neighbors": 4, "num_landmark_neighbors": 3},
+        ],
+    ),
+    "simple_push_v3": (SimplePush, [{}]),
+    "simple_reference_v3": (SimpleReference, [{}, {"local_ratio": 0.0}, {"local_ratio": 1.0}]),
+    "simple_speaker_listener_v4": (SimpleSpeakerListener, [{}]),
+    "simple_crypto_v3": (SimpleCrypto, [{}]),
     "simple_spread_v3": (
         SimpleSpread,
         [
@@ -39,6 +64,45 @@ TASKS: dict[str, tuple[type[ParticleEnv[Any]], list[dict[str, Any]]]] = {  # mod
             {"N": 4, "num_agent_neighbors": 2, "num_landmark_neighbors": 3},
             {"N": 3, "num_agent_neighbors": 5, "num_landmark_neighbors": 4},
             {"N": 2, "terminate_on_success": True},
+        ],
+    ),
+    "simple_tag_v3": (
+        SimpleTag,
+        [
+            {},
+            {"num_good": 3, "num_adversaries": 2, "num_obstacles": 1, "terminate_on_success": True},
+            {"num_good": 1, "num_adversaries": 4, "num_obstacles": 0, "terminate_on_success": True},
+            {"num_good": 2, "num_agent_neighbors": 3, "num_landmark_neighbors": 1},
+            {"num_good": 1, "num_adversaries": 2, "num_agent_neighbors": 4, "num_landmark_neighbors": 3},
+            {"num_good": 0, "num_adversaries": 1, "num_agent_neighbors": 1},
+            {"num_good": 2, "num_adversaries": 0, "terminate_on_success": True},
+            {"num_good": 2, "curriculum": True},
+        ],
+    ),
+    "simple_line_v1": (
+        SimpleLine,
+        [{}, {"N": 1, "terminate_on_success": True}, {"N": 2, "terminate_on_success": True}, {"N": 6}, {"N": 9}],
+    ),
+    "simple_formation_v1": (
+        SimpleFormation,
+        [{}, {"N": 1, "terminate_on_success": True}, {"N": 2, "terminate_on_success": True}, {"N": 6}, {"N": 9}],
+    ),
+    "simple_world_comm_v3": (
+        SimpleWorldComm,
+        [
+            {},
+            {"num_good": 1, "num_adversaries": 1, "num_food": 1, "num_forests": 0, "num_obstacles": 0},
+            {"num_good": 4, "num_adversaries": 2, "num_food": 3, "num_forests": 4, "num_obstacles": 2},
+            {"num_good": 1, "num_adversaries": 3, "num_forests": 1},
+        ],
+    ),
+    "collect_treasure_v1": (
+        CollectTreasure,
+        [
+            {},
+            {"num_collectors": 1, "num_deposits": 1, "num_treasures": 1},
+            {"num_collectors": 3, "num_deposits": 6, "num_treasures": 2},
+            {"num_collectors": 2, "num_deposits": 3, "num_treasures": 7},
         ],
     ),
 }

@@ -78,6 +78,7 @@ class ParticleEnv(ABC, Generic[Options]):
         self.arguments = _read(self.takes, name, arguments)
         agents, landmarks = self.bodies()
         self.world = World(agents, landmarks, self.symbols, num_envs, torch.device(device), DTYPES[dtype])
+        self.device = self.world.pos.device
         self.state = {"pos": self.world.pos, "vel": self.world.vel, "speech": self.world.speech}
         self.state |= self.more_state()
         roles = [
@@ -131,19 +132,15 @@ class ParticleEnv(ABC, Generic[Options]):
 
     def reset(self, seeds: Iterator[int]) -> None:
         self._seeds = seeds
-        self._begin(torch.arange(self.num_envs, device=self._length.device))
+        self._begin(torch.arange(self.num_envs, device=self.device))
 
     def step(self, action: ByGroup) -> Step:
-        self.world.step(self._act(action))
-        self.post_step()
+        self.obs, paid, success = self._simulate(action)
         self._length = self._length + 1
         truncated = self._length >= self.arguments.max_cycles
-        success = self.success()
         # as in mpe2, an episode that succeeds at its time limit counts as cut off
         terminated = torch.zeros_like(truncated) if success is None else success & ~truncated
         done = truncated | terminated
-        self.obs = self._observe()
-        paid = self.reward().t().float()
         reward = {role: paid[:, rows] for role, rows in self.rows.items()}
         self._return = {role: total + reward[role] for role, total in self._return.items()}
         step = Step(
@@ -160,6 +157,15 @@ class ParticleEnv(ABC, Generic[Options]):
         if self._steps_left <= 0 or success is not None:  # else nothing can have ended, and a GPU need not be asked
             self._begin(done.nonzero().squeeze(1))
         return step
+
+    def _simulate(self, action: ByGroup) -> tuple[ByGroup, Tensor, Tensor | None]:
+        """What is seen, paid (``[E, agents of the world]``) and achieved after ``action``."""
+        self.world.step(self._act(action))
+        self.post_step()
+        return self._observe(), self.reward().t().float(), self.success()
+
+    def compile(self) -> None:
+        self._simulate = torch.compile(self._simulate)  # type: ignore[method-assign]
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -183,8 +189,8 @@ class ParticleEnv(ABC, Generic[Options]):
         self._seeds = seeds
         for name, value in self.state.items():
             value.copy_(state["state"][name])
-        self._return = {role: value.to(self._length.device) for role, value in state["episode_return"].items()}
-        self._length, self._seed = (state[name].to(self._length.device) for name in ("episode_length", "episode_seed"))
+        self._return = {role: value.to(self.device) for role, value in state["episode_return"].items()}
+        self._length, self._seed = (state[name].to(self.device) for name in ("episode_length", "episode_seed"))
         self._look()
 
     def render(self) -> np.ndarray:
@@ -207,7 +213,7 @@ class ParticleEnv(ABC, Generic[Options]):
         # not in place: the last `Step` holds these tensors
         self._return = {role: value.index_fill(0, copies, 0) for role, value in self._return.items()}
         self._length = self._length.index_fill(0, copies, 0)
-        self._seed = self._seed.index_copy(0, copies, torch.tensor(seeds, device=copies.device))
+        self._seed = self._seed.index_copy(0, copies, torch.tensor(seeds, device=self.device))
         self._look()
 
     def _look(self) -> None:
@@ -244,7 +250,7 @@ class ParticleEnv(ABC, Generic[Options]):
         return torch.cat([move, action[..., 5:]], -1).to(self.world.pos.dtype)
 
     def _filled(self, value: bool | int | float, *shape: int) -> Tensor:
-        return torch.full((self.num_envs, *shape), value, device=self.world.pos.device)
+        return torch.full((self.num_envs, *shape), value, device=self.device)
 
     def _to_agents(self, flag: Tensor) -> ByGroup:
         """One flag per copy ``[E]`` as each agent's ``[E, A]``."""

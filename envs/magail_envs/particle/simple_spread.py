@@ -11,6 +11,7 @@ from torch import Tensor
 
 from magail.types import ByGroup
 from magail_envs.particle import env
+from magail_envs.particle.curriculum import CurriculumEnv
 from magail_envs.particle.seeding import Draws
 from magail_envs.particle.world import Agent, Entity, nearest
 
@@ -31,18 +32,20 @@ class Arguments(env.Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.curriculum:
-            raise ValueError("curriculum is not here yet: leave it off or use env.backend=mpe2")
         for name in ("N", "num_agent_neighbors", "num_landmark_neighbors"):
             self.at_least(name, 1)
         if not 0.0 <= self.local_ratio <= 1.0:
             raise ValueError(f"local_ratio is a proportion in [0, 1], not {self.local_ratio}")
 
 
-class SimpleSpread(env.ParticleEnv[Arguments]):
-    """Rewards are shared (distances to landmarks) and own (agents touched) in the proportion ``local_ratio``."""
+class SimpleSpread(CurriculumEnv[Arguments]):
+    """Rewards are shared (distances to landmarks) and own (agents touched) in the proportion ``local_ratio``.
+
+    In stage 0 of its curriculum touching costs nothing; a new stage acts from the next step on.
+    """
 
     takes = Arguments
+    stages = 2
     symbols = 2  # the agents are silent, yet observe the zeros that the others say
 
     def bodies(self) -> tuple[list[Agent], list[Entity]]:
@@ -69,6 +72,8 @@ class SimpleSpread(env.ParticleEnv[Arguments]):
         """Shared: minus the sum of each landmark's distance to its nearest agent; own: minus the agents touched."""
         number, ratio = self.arguments.N, self.arguments.local_ratio
         uncovered = self._nearest_agent().sum(0)
+        if self.arguments.curriculum and self.curriculum_stage == 0:
+            return (uncovered * (ratio - 1)).expand(number, -1)
         touched = (self.world.distance[:, :number] < 2 * AGENT_SIZE).sum(1, dtype=uncovered.dtype)
         return touched * -ratio - uncovered * (1 - ratio)
 

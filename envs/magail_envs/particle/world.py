@@ -51,6 +51,8 @@ class World:
     speech: Tensor  # [A, C, E] what each agent said last; zero for the silent
     relative: Tensor  # [A, M, 2, E] where each agent sees each entity
     distance: Tensor  # [A, M, E] between centres
+    accel: Tensor  # [A, 1, 1] the force of a full move; [A, 1, E] where a task varies it
+    max_speed: Tensor  # [A, 1, 1] or [A, 1, E]
 
     def __init__(
         self,
@@ -70,9 +72,9 @@ class World:
         self.pos = torch.zeros(num_entities, 2, num_envs, device=device, dtype=dtype)
         self.vel = torch.zeros(num_agents, 2, num_envs, device=device, dtype=dtype)
         self.speech = torch.zeros(num_agents, symbols, num_envs, device=device, dtype=dtype)
-        self._accel = per_agent([agent.accel if agent.movable else 0.0 for agent in agents])
+        self.accel = per_agent([agent.accel if agent.movable else 0.0 for agent in agents])
         self._gain = per_agent([DT / agent.mass for agent in agents])
-        self._max_speed = per_agent([agent.max_speed for agent in agents])
+        self.max_speed = per_agent([agent.max_speed for agent in agents])
         self._limited = any(agent.max_speed < torch.inf for agent in agents)
         # -inf where two entities never push each other
         reach = [[a.size + b.size if _push(a, b) else -torch.inf for b in entities] for a in agents]
@@ -100,14 +102,14 @@ class World:
 
         Positions go on with the *old* velocities (older MPE, and VMAS, do the reverse).
         """
-        force = move * self._accel
+        force = move * self.accel
         if self._colliders.stop:
             force += self._contact()
         self.pos[: len(self.agents)].add_(self.vel, alpha=DT)
         self.vel.mul_(1 - DAMPING).addcmul_(force, self._gain)
         if self._limited:
             speed = self.vel.square().sum(1, keepdim=True).sqrt()
-            self.vel.mul_((self._max_speed / speed).clamp(max=1.0))
+            self.vel.mul_((self.max_speed / speed).clamp(max=1.0))
         self.look()
 
     def _contact(self) -> Tensor:
@@ -119,10 +121,29 @@ class World:
 
 
 def nearest(relative: Tensor, count: int) -> Tensor:
-    """The ``count`` nearest of K relative positions ``[A, K, 2, E]``, nearest first; zeros where K is smaller."""
-    order = relative.square().sum(2, keepdim=True).argsort(1)[:, :count]
-    kept = relative.gather(1, order.expand(-1, -1, 2, -1))
+    """The ``count`` nearest of K relative positions ``[A, K, 2, E]``, nearest first; zeros where K is smaller.
+
+    What stands behind a position, ``[A, K, 2 + ..., E]``, goes with it.
+    """
+    order = relative[:, :, :2].square().sum(2, keepdim=True).argsort(1)[:, :count]
+    kept = relative.gather(1, order.expand(-1, -1, relative.shape[2], -1))
     return F.pad(kept, (0, 0, 0, 0, 0, count - kept.shape[1]))
+
+
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """The one of K entries ``[A, K, ..., E]`` that ``index`` points to in each copy, ``[A, ..., E]``.
+
+    ``index`` is int64 ``[E]``, or ``[A, E]`` where each agent has its own.
+    """
+    index = index.view(-1, *[1] * (values.dim() - 2), index.shape[-1])
+    return values.gather(1, index.expand_as(values[:, :1])).squeeze(1)
+
+
+def without_self(pairs: Tensor) -> Tensor:
+    """``[K, K, ..., E] -> [K, K - 1, ..., E]``: what each of K has with the others, without what it has with itself."""
+    number = len(pairs)
+    rows = pairs.flatten(0, 1)[1:].unflatten(0, (number - 1, number + 1))  # each row now ends with a diagonal entry
+    return rows[:, :-1].reshape(number, number - 1, *pairs.shape[2:])
 
 
 def _push(agent: Agent, entity: Entity) -> bool:

@@ -1,0 +1,101 @@
+"""Where tensors live and how torch computes: other devices than the environment's, random states, the compiler."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from magail.types import BatchedEnv, ByGroup, Step
+
+
+def check_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: torch knows no such device, or this machine has none.
+    """
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device={name} cannot be used here ({reason}); choose cpu, or cuda where there is one"
+        ) from None
+
+
+def on_device(env: BatchedEnv, device: torch.device) -> BatchedEnv:
+    """The environment itself where its tensors are on ``device``, else the environment behind `Moved`."""
+    return env if env.device == device else Moved(env, device)
+
+
+class Moved:
+    """A batched environment of another device: what it shows goes to ``device``, and actions come back."""
+
+    def __init__(self, env: BatchedEnv, device: torch.device) -> None:
+        self.env, self.device = env, device
+        self.name, self.groups, self.num_envs = env.name, env.groups, env.num_envs
+
+    def reset(self, seeds: Iterator[int]) -> None:
+        self.env.reset(seeds)
+        self._look()
+
+    def step(self, action: ByGroup) -> Step:
+        step = self.env.step({name: x.to(self.env.device) for name, x in action.items()})
+        self._look()
+        return Step(**{field.name: self._move(getattr(step, field.name)) for field in fields(step)})
+
+    def _look(self) -> None:
+        self.obs, self.mask = self._move(self.env.obs), self._move(self.env.mask)
+
+    def _move(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(self.device)
+        return {name: x.to(self.device) for name, x in value.items()}
+
+    def compile(self) -> None:
+        self.env.compile()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.env.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any], seeds: Iterator[int]) -> None:
+        self.env.load_state_dict(state, seeds)
+        self._look()
+
+    def render(self) -> np.ndarray:
+        return self.env.render()
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's own generators that computing on ``device`` uses."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Go back to `random_state`; a run that changes its device takes what there is."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def compiler_works(device: torch.device) -> bool:
+    """Whether ``torch.compile`` can be used on ``device``; warns where it cannot."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # whatever is missing (compiler, headers, Triton), torch raises in ways of its own
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(f"compile=true has no effect: torch.compile fails on this machine ({reason})", stacklevel=2)
+        return False
+    return True
