@@ -97,10 +97,9 @@ def demonstrations_of(name, path, *overrides):
 @pytest.mark.parametrize("name", choices("env"))
 def test_every_shipped_environment_trains(name, tmp_path):
     path = tmp_path / "demonstrations.npz"
-    if name == "simple_spread":
-        few = [*SPREAD, "env.backend=mpe2"]
-    else:
-        few = ["env.evaluate.num_envs=2", "env.evaluate.workers=1", "env.train.workers=0"]
+    few = ["env.evaluate.num_envs=2", "env.evaluate.workers=1", "env.train.workers=0"]
+    if "batched" in composed(f"env={name}").env:
+        few = SPREAD
     arguments = composed(f"env={name}").env.evaluate.arguments
     if "max_cycles" in arguments and arguments.max_cycles > 50:
         few.append("env.evaluate.arguments.max_cycles=50")
@@ -113,14 +112,25 @@ def test_every_shipped_environment_trains(name, tmp_path):
     assert list(json.loads((tmp_path / "results.json").read_text())["policies"]) == ["random", "bc", "magail"]
 
 
+def test_the_original_backend_and_the_compiler_train_too(tmp_path):
+    path = tmp_path / "demonstrations.npz"
+    demonstrations_of("simple_spread", path, *SPREAD)
+    for number, overrides in enumerate((["env.backend=mpe2"], ["compile=true"])):
+        run_dir = tmp_path / str(number)
+        run_dir.mkdir()
+        train(composed("env=simple_spread", *TINY, *SPREAD, f"demonstrations.path={path}", *overrides), run_dir)
+        assert (run_dir / "results.json").exists()
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"device=abacus cannot be used here"):
+        train(composed("env=simple_spread", *TINY, *SPREAD, "device=abacus"), tmp_path)
+
+
 @pytest.mark.parametrize("prior", choices("discriminator"))
 @pytest.mark.parametrize("continuous", ["false", "true"])
 def test_every_prior_trains_on_a_game_of_two_sides(prior, continuous, tmp_path):
-    few = [
-        "env.evaluate.num_envs=2",
-        "env.evaluate.workers=0",
-        f"env.evaluate.arguments.continuous_actions={continuous}",
-    ]
+    few = [*SPREAD, f"env.arguments.continuous_actions={continuous}"]
     if prior == "environment_reward":
         tiny = [x for x in TINY if not x.startswith(("demonstrations", "discriminator"))]
         train(composed("env=simple_tag", "algorithm=rl", *tiny, *few), tmp_path)
