@@ -111,7 +111,7 @@ class StackedMLP(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        by_net = x.flatten(0, -3).permute(1, 2, 0) if x.dim() > 2 else x.unsqueeze(-1)  # [A, F, N]
+        by_net = x.reshape(-1, *x.shape[-2:]).permute(1, 2, 0)  # [A, F, N]
         if torch.is_grad_enabled() or x.is_cuda:
             outputs = self.layers(by_net)  # [A, H, N]
         else:

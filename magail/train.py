@@ -44,8 +44,8 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
             generator = build(cfg.generator, groups=env.groups)
             discriminator = build(cfg.discriminator, **parts)
         if cfg.compile and compiler_works(device):
-            for part in (env, generator, discriminator):
-                part.compile()
+            env.compile()
+            generator.compile()  # not the discriminator: a gradient penalty's second derivatives cannot be compiled
         cloning = demonstrations and BehavioralCloning(generator.policy, demonstrations, held_out, **cfg.bc)
         starts = demonstrations.known_seeds() if demonstrations else []
         seeds = Seeds(cfg.seed, starts, cfg.start_from_demonstrations)

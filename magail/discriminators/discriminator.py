@@ -58,9 +58,6 @@ class Discriminator:
             self.prior.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
         )
 
-    def compile(self) -> None:
-        """Nothing: ``torch.compile`` does not know the second derivatives that a gradient penalty takes."""
-
     def update(self, rollout: JointTransition, demonstrations: Demonstrations, policy: Policy) -> dict[str, float]:
         """Train on a rollout ``[T, E]`` and demonstrations; loss and accuracies are means over the steps."""
         generated = rollout.flatten()
@@ -128,9 +125,6 @@ class EnvironmentReward:
     """Stands in for the discriminator where training is on the environment's own reward (``algorithm=rl``)."""
 
     def __init__(self, groups: Sequence[AgentGroup], demonstrations: None, held_out: None) -> None:
-        pass
-
-    def compile(self) -> None:
         pass
 
     def update(self, rollout: JointTransition, demonstrations: None, policy: Policy) -> dict[str, float]:

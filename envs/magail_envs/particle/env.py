@@ -43,6 +43,12 @@ class Arguments:
         if value is not None and value < low:
             raise ValueError(f"{name} is at least {low}, not {value}")
 
+    def proportion(self, name: str) -> None:
+        """Refuse a value of the argument ``name`` outside [0, 1]."""
+        value = getattr(self, name)
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} is a proportion in [0, 1], not {value}")
+
 
 Options = TypeVar("Options", bound=Arguments)
 

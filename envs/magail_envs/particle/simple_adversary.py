@@ -51,12 +51,10 @@ class SimpleAdversary(env.ParticleEnv[Arguments]):
     def observe(self) -> ByGroup:
         """The goal (not for the adversary), the landmarks and the other agents, all relative to oneself."""
         world, options = self.world, self.arguments
-        landmarks, others = world.relative[:, options.N + 1 :], world.others()
+        landmarks = world.relative[:, options.N + 1 :]
         goal = pick(landmarks, self.state["goal"])
-        if options.num_landmark_neighbors is not None:
-            landmarks = nearest(landmarks, options.num_landmark_neighbors)
-        if options.num_agent_neighbors is not None:
-            others = nearest(others, options.num_agent_neighbors)
+        landmarks = nearest(landmarks, options.num_landmark_neighbors)
+        others = nearest(world.others(), options.num_agent_neighbors)
         seen = torch.cat([goal, landmarks.flatten(1, 2), others.flatten(1, 2)], 1)
         return {"adversary": seen[:1, 2:], "agent": seen[1:]}
 

@@ -27,8 +27,7 @@ class Arguments(env.Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.local_ratio <= 1.0:
-            raise ValueError(f"local_ratio is a proportion in [0, 1], not {self.local_ratio}")
+        self.proportion("local_ratio")
 
 
 class SimpleReference(env.ParticleEnv[Arguments]):

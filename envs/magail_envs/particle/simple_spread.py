@@ -34,8 +34,7 @@ class Arguments(env.Arguments):
         super().__post_init__()
         for name in ("N", "num_agent_neighbors", "num_landmark_neighbors"):
             self.at_least(name, 1)
-        if not 0.0 <= self.local_ratio <= 1.0:
-            raise ValueError(f"local_ratio is a proportion in [0, 1], not {self.local_ratio}")
+        self.proportion("local_ratio")
 
 
 class SimpleSpread(CurriculumEnv[Arguments]):
@@ -59,11 +58,8 @@ class SimpleSpread(CurriculumEnv[Arguments]):
     def observe(self) -> ByGroup:
         """Own velocity and position, then relative to it the landmarks and the other agents, then what these say."""
         world, options = self.world, self.arguments
-        landmarks, others = world.relative[:, options.N :], world.others()
-        if options.num_landmark_neighbors is not None:
-            landmarks = nearest(landmarks, options.num_landmark_neighbors)
-        if options.num_agent_neighbors is not None:
-            others = nearest(others, options.num_agent_neighbors)
+        landmarks = nearest(world.relative[:, options.N :], options.num_landmark_neighbors)
+        others = nearest(world.others(), options.num_agent_neighbors)
         silence = world.vel.new_zeros(options.N, others.shape[1] * self.symbols, self.num_envs)
         seen = [world.vel, world.pos[: options.N], landmarks.flatten(1, 2), others.flatten(1, 2), silence]
         return {"agent": torch.cat(seen, 1)}

@@ -85,9 +85,7 @@ class SimpleTag(CurriculumEnv[Arguments]):
         """Own velocity and position, relative to it the obstacles and other agents, and the good others' velocities."""
         world, options = self.world, self.arguments
         number = len(world.agents)
-        landmarks, others = world.relative[:, number:], world.others()
-        if options.num_landmark_neighbors is not None:
-            landmarks = nearest(landmarks, options.num_landmark_neighbors)
+        landmarks, others = nearest(world.relative[:, number:], options.num_landmark_neighbors), world.others()
         good = world.vel[options.num_adversaries :]
         if options.num_agent_neighbors is None:
             velocities = {"adversary": good.expand(options.num_adversaries, *good.shape)}

@@ -120,11 +120,15 @@ class World:
         return (self.relative[:, self._colliders] * strength[:, :, None]).sum(1)
 
 
-def nearest(relative: Tensor, count: int) -> Tensor:
+def nearest(relative: Tensor, count: int | None) -> Tensor:
     """The ``count`` nearest of K relative positions ``[A, K, 2, E]``, nearest first; zeros where K is smaller.
+
+    Without a ``count`` it is all of them, as they are.
 
     What stands behind a position, ``[A, K, 2 + ..., E]``, goes with it.
     """
+    if count is None:
+        return relative
     order = relative[:, :, :2].square().sum(2, keepdim=True).argsort(1)[:, :count]
     kept = relative.gather(1, order.expand(-1, -1, relative.shape[2], -1))
     return F.pad(kept, (0, 0, 0, 0, 0, count - kept.shape[1]))
