@@ -63,6 +63,7 @@ class TrainConfig:
     threads: int
     device: str
     compile: bool
+    matmul_precision: str
     iterations: int
     rollout_steps: int
     start_from_demonstrations: float
@@ -98,6 +99,9 @@ AT_LEAST_1 = (
 )
 
 
+MATMUL_PRECISIONS = ("highest", "high", "medium")  # torch's names
+
+
 def check(cfg: DictConfig) -> None:
     """Refuse what cannot be trained, before anything is built.
 
@@ -128,6 +132,8 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.start_from_demonstrations > 0 and not cfg.demonstrations.count:
         raise ValueError("start_from_demonstrations needs demonstrations: set demonstrations.count, or set it to 0")
+    if cfg.matmul_precision not in MATMUL_PRECISIONS:
+        raise ValueError(f"matmul_precision={cfg.matmul_precision} must be one of {', '.join(MATMUL_PRECISIONS)}")
     if cfg.checkpoint.best_is not in ("min", "max"):
         raise ValueError(f"checkpoint.best_is={cfg.checkpoint.best_is} must be min or max")
 

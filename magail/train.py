@@ -35,6 +35,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     """Train as ``cfg`` says, in ``run_dir``, going on from its newest checkpoint where there is one; then report."""
     check(cfg)
     torch.set_num_threads(cfg.threads)
+    torch.set_float32_matmul_precision(cfg.matmul_precision)
     torch.manual_seed(cfg.seed)
     device = check_device(cfg.device)
     with closing(on_device(build(cfg.env.train), device)) as env, closing(Evaluator(cfg)) as evaluator:

@@ -1,6 +1,7 @@
 """The commands as a user types them, on little budgets."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -34,9 +35,9 @@ TINY = [
 SPREAD = ["env.mpe2.workers=0", "env.mpe2.num_envs=2", "env.batched.num_envs=4"]
 
 
-def run(*arguments, cwd, module="magail.train", ok=True):
+def run(*arguments, cwd, module="magail.train", ok=True, **variables):
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=os.environ | variables)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -120,6 +121,25 @@ def test_the_original_backend_and_the_compiler_train_too(tmp_path):
         run_dir.mkdir()
         train(composed("env=simple_spread", *TINY, *SPREAD, f"demonstrations.path={path}", *overrides), run_dir)
         assert (run_dir / "results.json").exists()
+
+
+def test_without_a_compiler_training_warns_and_goes_on(tmp_path):
+    nothing_there = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    output = run("compile=true", *TINY, *SPREAD, cwd=tmp_path, **nothing_there)
+    assert "compile=true has no effect: torch.compile fails on this machine" in output
+    assert "Traceback" not in output
+    assert list(tmp_path.glob("outputs/*/*/results.json"))
+
+
+def test_the_precision_of_products_is_torchs_own_setting(tmp_path):
+    before = torch.get_float32_matmul_precision()
+    try:
+        train(composed(*TINY, *SPREAD, "matmul_precision=medium"), tmp_path)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    with pytest.raises(ValueError, match="matmul_precision=low must be one of highest, high, medium"):
+        train(composed(*TINY, *SPREAD, "matmul_precision=low"), tmp_path)
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path):

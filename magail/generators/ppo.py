@@ -102,7 +102,7 @@ class PPO:
 
     def compile(self) -> None:
         """Let ``torch.compile`` fuse the loss and its gradient."""
-        self._loss = torch.compile(self._loss)  # type: ignore[method-assign]
+        self._loss = torch.compile(self._loss, dynamic=False)  # type: ignore[method-assign]
 
     def update(
         self,

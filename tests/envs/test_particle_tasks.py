@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import itertools
 from typing import Any
 
 import numpy as np
@@ -226,3 +227,24 @@ def test_saved_state_goes_on_bit_for_bit(task: str, continuous: bool) -> None:
             for name in ("next_obs", "reward", "terminated", "truncated", "episode_return"):
                 assert torch.equal(getattr(a, name)[group.name], getattr(b, name)[group.name]), name
             assert torch.equal(env.obs[group.name], other.obs[group.name])
+
+
+@each_task
+def test_compiled_steps_are_the_same(task: str) -> None:
+    torch.compiler.reset()
+    copies, arguments = 16, {"max_cycles": 9}
+    env, compiled = make(task, copies, **arguments), make(task, copies, **arguments)
+    compiled.compile()
+    env.reset(itertools.count(3))
+    compiled.reset(itertools.count(3))
+    rng = np.random.default_rng(6)
+    for _ in range(20):
+        actions = random_actions(rng, env)
+        a, b = env.step(actions), compiled.step(actions)
+        for name, value in env.state.items():
+            assert torch.allclose(value, compiled.state[name], atol=1e-9), name
+        for group in env.groups:
+            assert torch.allclose(a.reward[group.name], b.reward[group.name], atol=1e-5)
+            assert torch.allclose(a.next_obs[group.name], b.next_obs[group.name], atol=1e-6)
+            assert torch.allclose(env.obs[group.name], compiled.obs[group.name], atol=1e-6)
+        assert torch.equal(a.done, b.done)

@@ -171,7 +171,7 @@ class ParticleEnv(ABC, Generic[Options]):
         return self._observe(), self.reward().t().float(), self.success()
 
     def compile(self) -> None:
-        self._simulate = torch.compile(self._simulate)  # type: ignore[method-assign]
+        self._simulate = torch.compile(self._simulate, dynamic=False)  # type: ignore[method-assign]
 
     def state_dict(self) -> dict[str, Any]:
         return {
