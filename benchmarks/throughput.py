@@ -28,6 +28,7 @@ from typing import Any
 from unittest import mock
 
 import hydra
+import numpy as np
 import supersuit
 import torch
 
@@ -105,10 +106,11 @@ def supersuit_rate(seconds: float, copies: int = 16) -> float:
         supersuit.pettingzoo_env_to_vec_env_v1(env), copies, num_cpus=1, base_class="gymnasium"
     )
     vector.reset(seed=0)
+    rng, agents = np.random.default_rng(0), vector.num_envs  # of all copies
 
     def play() -> int:
         for _ in range(25):
-            vector.step(vector.action_space.sample())
+            vector.step(rng.integers(5, size=agents))
         return 25 * copies
 
     return statistics.median(repeat(play, seconds))
