@@ -64,7 +64,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
                 rollout, info = collect(env, generator.policy, cfg.rollout_steps)
                 info |= discriminator.update(rollout, demonstrations, generator.policy)
                 cloning_term = cloning and cloning.term(run.progress)
-                info |= generator.update(rollout, discriminator.reward, run.progress, cloning_term)
+                info |= generator.update(rollout, discriminator.reward, run.progress, cloning_term, demonstrations)
                 if run.due(cfg.evaluation.every):
                     info |= evaluator.learning_curve(generator.averaged)
                     info |= held_out_info(generator.averaged, held_out)

@@ -12,16 +12,20 @@ from omegaconf import DictConfig, OmegaConf
 from magail.config import TrainConfig, check, locate
 
 CONF = Path(__file__).parent.parent / "conf"
-INJECTED = {  # what `magail` passes besides the YAML
-    "magail.generators.ppo.PPO": {"groups"},
-    "magail.discriminators.discriminator.Discriminator": {"groups", "demonstrations", "held_out"},
-    "magail.discriminators.discriminator.EnvironmentReward": {"groups", "demonstrations", "held_out"},
-    "magail.discriminators.losses.bce": {"logits", "target"},
+INJECTED = {  # what `magail` passes besides the YAML, by the target's beginning
+    "magail.generators": {"groups"},
+    "magail.discriminators.discriminator": {"groups", "demonstrations", "held_out"},
+    "magail.discriminators.losses": {"logits", "target"},
+    "magail.discriminators.rewards": {"logits"},
+    "magail.discriminators.priors": {"groups"},
+    "magail.policy.Policy": {"groups"},
+    "magail.networks.Critic": {"groups"},
     "magail.logger.Logger": {"run_dir", "total", "config"},
 }
-PASSED_ON = {  # dictionaries whose keys are another callable's arguments
-    "magail.generators.ppo.PPO": {"policy": "magail.policy.Policy", "critic": "magail.networks.Critic"},
-}
+PASSED_ON = {
+    "policy": "magail.policy.Policy",
+    "critic": "magail.networks.Critic",
+}  # of generators
 
 
 def composed(*overrides, name="config"):
@@ -43,8 +47,8 @@ def parts(cfg):
     if "_target_" in cfg:
         target = cfg._target_
         yield target, {str(key) for key in cfg if not str(key).startswith("_")}
-        for key, other in PASSED_ON.get(target, {}).items():
-            yield other, {str(k) for k in cfg[key]}
+        for key in PASSED_ON.keys() & cfg.keys():
+            yield PASSED_ON[key], {str(k) for k in cfg[key]}
 
 
 ALL = [f"{group}={choice}" for group in ("generator", "discriminator", "logger", "env") for choice in choices(group)]
@@ -55,14 +59,7 @@ def test_yaml_keys_are_the_arguments_of_what_they_configure(override):
     cfg = composed(override)
     for target, keys in parts(cfg[override.split("=")[0]]):
         parameters = inspect.signature(get_object(target)).parameters
-        given = INJECTED.get(target, set())
-        if target.startswith("magail.discriminators.rewards"):
-            given = {"logits"}
-        elif target.startswith("magail.discriminators.priors") or target in (
-            "magail.policy.Policy",
-            "magail.networks.Critic",
-        ):
-            given = {"groups"}
+        given = set().union(*(names for start, names in INJECTED.items() if target.startswith(start)))
         assert keys <= set(parameters) - given, target
         required = {name for name, p in parameters.items() if p.default is p.empty}
         assert required <= keys | given, target

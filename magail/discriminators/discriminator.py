@@ -138,3 +138,10 @@ class EnvironmentReward:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         assert not state
+
+
+class NoDiscriminator(EnvironmentReward):
+    """For generators that learn from demonstrations by themselves: no reward at all."""
+
+    def reward(self, rollout: JointTransition) -> ByGroup:
+        return {name: torch.zeros_like(reward) for name, reward in rollout.field("env_reward").items()}
