@@ -38,6 +38,13 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     return (x * mask).sum(dims) / mask.sum(dims).clamp(min=1)
 
 
+def correlation(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Pearson's correlation ``[A]`` of ``x`` and ``y [T, E, A]`` over each agent's living steps; 0 for a constant."""
+    x, y, mask = (z.flatten(0, 1) for z in (x, y, mask))
+    x, y = ((z - masked_mean(z, mask, 0)) * mask for z in (x, y))
+    return (x * y).sum(0) / (x.square().sum(0) * y.square().sum(0)).sqrt().clamp(min=1e-12)
+
+
 def mean_info(infos: Sequence[dict[str, Tensor]]) -> dict[str, float]:
     """Mean of each named number over an update's steps."""
     return {key: torch.stack([info[key] for info in infos]).mean().item() for key in infos[0]}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -34,6 +32,12 @@ class CloningConfig:
     weight_decay: float
     evaluate_every: int
     coefficient: float
+
+
+@dataclass
+class RewardConfig:
+    checkpoint: str | None
+    shaping: bool
 
 
 @dataclass
@@ -68,6 +72,7 @@ class TrainConfig:
     rollout_steps: int
     start_from_demonstrations: float
     demonstrations: DemonstrationsConfig
+    reward: RewardConfig
     bc: CloningConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
@@ -119,7 +124,7 @@ def check(cfg: DictConfig) -> None:
     check_range({"evaluation.final_episodes": cfg.evaluation.final_episodes}, 2)
     check_range({"start_from_demonstrations": cfg.start_from_demonstrations}, 0, 1)
     check_range({"demonstrations.held_out": cfg.demonstrations.held_out}, 0, 0.9)
-    imitation = not cfg.discriminator._target_.endswith("EnvironmentReward")
+    imitation = not cfg.discriminator._target_.endswith(("EnvironmentReward", "LearnedReward"))
     if imitation and cfg.iterations and not cfg.demonstrations.count:
         raise ValueError(
             "imitation needs demonstrations: set demonstrations.count, or train on the environment's reward with "
@@ -152,11 +157,3 @@ def one_clear_message() -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         sys.exit(f"error: {error}")
-
-
-def locate(path: str) -> Path:
-    """A path, or ``pkg://package/file`` for a file shipped in an installed package."""
-    if not path.startswith("pkg://"):
-        return Path(path)
-    package, _, name = path.removeprefix("pkg://").partition("/")
-    return Path(str(importlib.resources.files(package) / name))

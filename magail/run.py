@@ -70,6 +70,7 @@ class Run:
     def checkpoint(self, env: BatchedEnv) -> None:
         """Write all that the run needs to go on bit for bit."""
         self.generator.averaged.save(self.run_dir / "policy.safetensors")
+        self.discriminator.save(self.run_dir)
         state = {
             "iteration": self.iteration,
             "env_steps": self.env_steps,

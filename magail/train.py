@@ -67,7 +67,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
                 info |= generator.update(rollout, discriminator.reward, run.progress, cloning_term, demonstrations)
                 if run.due(cfg.evaluation.every):
                     info |= evaluator.learning_curve(generator.averaged)
-                    info |= held_out_info(generator.averaged, held_out)
+                    info |= held_out_info(generator.averaged, held_out) | discriminator.report(rollout)
                 run.end_iteration(info, env)
 
             run.report(evaluator)

@@ -130,11 +130,20 @@ class JointTransition:
 
 def stack(steps: Sequence[JointTransition]) -> JointTransition:
     """T joint transitions ``[...]`` as one ``[T, ...]``."""
+    return _joined(steps, torch.stack)
+
+
+def concatenate(batches: Sequence[JointTransition]) -> JointTransition:
+    """Batches ``[B]`` as one; a single one is itself."""
+    return batches[0] if len(batches) == 1 else _joined(batches, torch.cat)
+
+
+def _joined(parts: Sequence[JointTransition], join: Callable[[list[Tensor]], Tensor]) -> JointTransition:
     names = [field.name for field in fields(Transition)]
     return JointTransition(
         {
-            group: Transition(**{name: torch.stack([getattr(s.groups[group], name) for s in steps]) for name in names})
-            for group in steps[0].groups
+            group: Transition(**{name: join([getattr(part.groups[group], name) for part in parts]) for name in names})
+            for group in parts[0].groups
         }
     )
 

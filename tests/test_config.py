@@ -9,12 +9,14 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from magail.config import TrainConfig, check, locate
+from magail.config import TrainConfig, check
+from magail.files import locate
 
 CONF = Path(__file__).parent.parent / "conf"
 INJECTED = {  # what `magail` passes besides the YAML, by the target's beginning
     "magail.generators": {"groups"},
     "magail.discriminators.discriminator": {"groups", "demonstrations", "held_out"},
+    "magail.discriminators.learned": {"groups", "demonstrations", "held_out"},
     "magail.discriminators.losses": {"logits", "target"},
     "magail.discriminators.rewards": {"logits"},
     "magail.discriminators.priors": {"groups"},

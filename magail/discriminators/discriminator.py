@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from magail.advantage import masked_mean, mean_info
+from magail.advantage import correlation, masked_mean, mean_info
 from magail.demonstrations import Demonstrations
-from magail.discriminators.losses import gradient_penalty
-from magail.discriminators.priors import Prior
+from magail.discriminators.learned import REWARD_FILE, save_reward
+from magail.discriminators.priors import Prior, ZeroSum
+from magail.discriminators.regularizers import POINTS, Examples, gradient_penalty, mixed, smoothed, with_noise
+from magail.discriminators.shaped import Shaped
+from magail.networks import RunningNormalizer, module_dict
 from magail.policy import Policy
 from magail.ranges import check_range
-from magail.types import AgentGroup, ByGroup, JointTransition
+from magail.types import AgentGroup, ByGroup, JointTransition, Transition, concatenate
+
+SCALE_HORIZON = 100_000  # transitions after which old rewards have faded from their running scale
 
 
 class Discriminator:
@@ -23,10 +30,12 @@ class Discriminator:
     ``prior(groups=...)`` builds the networks, ``loss(logits, target)`` and ``reward(logits)`` are elementwise. Each
     update takes ``steps`` Adam steps on ``batch_size`` transitions of either side. ``held_out`` demonstrations are
     never trained on: their accuracy shows whether the discriminator knows the expert or has the demonstrations by
-    heart.
+    heart. conf/discriminator/base.yaml explains the options.
+
+    With ``airl_discount`` the logits are AIRL's, ``f - log pi(a|s)`` with f as in `Shaped`.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range, or options that exclude each other.
     """
 
     def __init__(
@@ -36,89 +45,213 @@ class Discriminator:
         held_out: Demonstrations | None,
         *,
         prior: Callable[..., Prior],
-        loss: Callable[[Tensor, float], Tensor],
+        airl_discount: float | None,
+        loss: Callable[[Tensor, Tensor], Tensor],
         reward: Callable[[Tensor], Tensor],
+        reward_clip: float | None,
+        reward_scaling: bool,
         learning_rate: float,
         weight_decay: float,
         steps: int,
         batch_size: int,
         gradient_penalty: float,
         gradient_penalty_center: float,
+        gradient_penalty_points: str,
+        input_noise: float,
+        label_smoothing: float,
+        mixup: float,
+        replay: int,
+        pause_above: float,
     ) -> None:
         check_range({"discriminator.steps": steps, "discriminator.batch_size": batch_size}, 1)
         check_range({"discriminator.learning_rate": learning_rate, "discriminator.weight_decay": weight_decay}, 0)
-        check_range({"discriminator.gradient_penalty": gradient_penalty}, 0)
-        self.prior = prior(groups=groups)
+        check_range({"discriminator.gradient_penalty": gradient_penalty, "discriminator.mixup": mixup}, 0)
+        check_range({"discriminator.input_noise": input_noise, "discriminator.replay": replay}, 0)
+        check_range({"discriminator.label_smoothing": label_smoothing}, 0, 0.5)
+        check_range({"discriminator.pause_above": pause_above}, 0.5, 1)
+        if gradient_penalty_points not in POINTS:
+            known = " or ".join(POINTS)
+            raise ValueError(f"discriminator.gradient_penalty_points={gradient_penalty_points} must be {known}")
+        if reward_clip is not None:
+            check_range({"discriminator.reward_clip": reward_clip}, 0)
+        self.prior: Prior | Shaped = prior(groups=groups)
+        self.airl = airl_discount is not None
+        if airl_discount is not None:
+            check_range({"discriminator.airl_discount": airl_discount}, 0, 1)
+            self.prior = Shaped(groups, prior, airl_discount)
+        self.mixup = mixup
+        if mixup and (self.airl or isinstance(self.prior, ZeroSum)):
+            raise ValueError(
+                "discriminator.mixup mixes an expert's example with a generated one: the zero-sum prior has no such "
+                "pairs, and a mixture has no probability under the policy, which AIRL needs; set it to 0"
+            )
         self.prior.fit_normalizers(demonstrations.transitions)
+        self.prior.eval()
         self.held_out = held_out
-        self.loss_fn, self.reward_fn = loss, reward
+        self.loss_fn, self.reward_fn, self.reward_clip = loss, reward, reward_clip
+        self.scales = (
+            module_dict({g.name: RunningNormalizer((g.num_agents,), SCALE_HORIZON) for g in groups})
+            if reward_scaling
+            else {}
+        )
         self.steps, self.batch_size = steps, batch_size
         self.penalty, self.penalty_center = gradient_penalty, gradient_penalty_center
+        self.penalty_points = POINTS[gradient_penalty_points]
+        self.input_noise, self.label_smoothing, self.pause_above = input_noise, label_smoothing, pause_above
+        self.past: deque[JointTransition] = deque(maxlen=replay)  # rollouts of the last rounds, [T * E]
         self.optimizer = torch.optim.AdamW(
             self.prior.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
         )
 
     def update(self, rollout: JointTransition, demonstrations: Demonstrations, policy: Policy) -> dict[str, float]:
-        """Train on a rollout ``[T, E]`` and demonstrations; loss and accuracies are means over the steps."""
+        """Train on a rollout ``[T, E]`` and demonstrations; the numbers are means over the steps."""
         generated = rollout.flatten()
-        infos = []
-        for _ in range(self.steps):
-            sample = generated.sample(self.batch_size)
-            infos.append(self._step(sample, demonstrations.sample(self.batch_size), policy))
+        seen = concatenate([generated, *self.past])
+        self.prior.train()
+        infos = [
+            self._step(seen.sample(self.batch_size), demonstrations.sample(self.batch_size), policy)
+            for _ in range(self.steps)
+        ]
+        self.prior.eval()
+        self.past.append(generated)
         info = mean_info(infos)
         if self.held_out is not None:
-            info["held_out_accuracy"] = self._accuracy(self.held_out.transitions)
+            info["held_out_accuracy"] = self._held_out_accuracy(self.held_out.transitions, policy)
+        self._update_scales(generated)
         return {f"discriminator/{key}": value for key, value in info.items()}
 
     @torch.no_grad()
-    def reward(self, rollout: JointTransition) -> ByGroup:
-        """Rewards ``[T, E, A]`` a group of a rollout ``[T, E]``, for the very actions taken in its observations."""
-        logits = self.prior(rollout.flatten())
-        return {
-            name: self.prior.sign(name) * self.reward_fn(x).unflatten(0, rollout.batch_shape)
-            for name, x in logits.items()
-        }
+    def reward(self, batch: JointTransition) -> ByGroup:
+        """Rewards ``[T, E, A]`` a group of a rollout ``[T, E]``, or ``[B, A]`` of a batch ``[B]``.
+
+        Each is for the very action taken in its observation.
+        """
+        flat = batch.flatten() if len(batch.batch_shape) == 2 else batch
+        rewards = self._unscaled(flat)
+        for name, scale in self.scales.items():
+            rewards[name] = rewards[name] / scale.std
+        return {name: x.unflatten(0, batch.batch_shape) for name, x in rewards.items()}
+
+    @torch.no_grad()
+    def learned_reward(self, batch: JointTransition) -> ByGroup:
+        """What is to be compared with the true reward, of a rollout ``[T, E]``: AIRL's f, else `reward`."""
+        if not self.airl:
+            return self.reward(batch)
+        return {name: x.unflatten(0, batch.batch_shape) for name, x in self.prior(batch.flatten()).items()}
+
+    def _unscaled(self, batch: JointTransition) -> ByGroup:
+        """Rewards of a batch ``[B]``, clipped."""
+        logits = self._logits(self.prior.features(batch), batch.field("log_prob"))
+        rewards = {name: self.prior.sign(name) * self.reward_fn(x) for name, x in logits.items()}
+        if self.reward_clip is None:
+            return rewards
+        return {name: x.clamp(-self.reward_clip, self.reward_clip) for name, x in rewards.items()}
+
+    @torch.no_grad()
+    def _update_scales(self, generated: JointTransition) -> None:
+        if self.scales:
+            for name, reward in self._unscaled(generated).items():
+                self.scales[name].update(reward, generated.groups[name].mask)
+
+    def _logits(self, features: ByGroup, log_prob: ByGroup) -> ByGroup:
+        """``[B, A]`` a group, high for the expert."""
+        logits = self.prior.by_agent(self.prior.raw_logits(features))
+        return {name: x - log_prob[name] for name, x in logits.items()} if self.airl else logits
 
     def _step(self, generated: JointTransition, expert: JointTransition, policy: Policy) -> dict[str, Tensor]:
-        labelled = self.prior.labelled(generated, expert, policy)
-        features = [self.prior.features(batch) for batch, _ in labelled]
-        logits = [self.prior.by_agent(self.prior.raw_logits(x)) for x in features]
+        examples = [self._examples(*labelled, policy) for labelled in self.prior.labelled(generated, expert, policy)]
+        sides = examples[0].features, examples[-1].features
+        if self.mixup:
+            examples = [mixed(examples[0], examples[-1], self.mixup)]
+        examples = [self._disturbed(x) for x in examples]
+        logits = [self._logits(x.features, x.log_prob) for x in examples]
         losses = [
-            masked_mean(self.loss_fn(x[name], target), group.mask)
-            for x, (batch, target) in zip(logits, labelled, strict=True)
-            for name, group in batch.groups.items()
+            masked_mean(self.loss_fn(of_group, x.target.expand_as(of_group)), x.mask[name])
+            for of_examples, x in zip(logits, examples, strict=True)
+            for name, of_group in of_examples.items()
         ]
         loss = torch.stack(losses).mean()
         info = {
             "loss": loss.detach(),
-            "expert_accuracy": _share(logits[0], labelled[0][0], lambda x: x > 0),
-            "generator_accuracy": _share(logits[-1], labelled[-1][0], lambda x: x < 0),
+            "expert_accuracy": _accuracy(logits, examples, 1),
+            "generator_accuracy": _accuracy(logits, examples, -1),
         }
         if self.penalty > 0.0:
-            penalty = gradient_penalty(self.prior, features[0], features[-1], self.penalty_center)
+            penalty = gradient_penalty(self.prior.raw_logits, self.penalty_points(*sides), self.penalty_center)
             loss = loss + self.penalty * penalty
             info["gradient_penalty"] = penalty.detach()
+        if self.pause_above < 1.0:
+            pause = (info["expert_accuracy"] + info["generator_accuracy"]) / 2 > self.pause_above
+            info["paused"] = pause.float()
+            if pause:
+                return info
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return info
 
+    def _examples(self, batch: JointTransition, target: float, policy: Policy) -> Examples:
+        some = next(iter(batch.groups.values())).obs
+        log_prob = _log_prob(batch, policy) if self.airl else {}
+        return Examples(self.prior.features(batch), batch.field("mask"), some.new_tensor(target), log_prob)
+
+    def _disturbed(self, examples: Examples) -> Examples:
+        if self.input_noise:
+            examples = with_noise(examples, self.input_noise)
+        return smoothed(examples, self.label_smoothing) if self.label_smoothing else examples
+
     @torch.no_grad()
-    def _accuracy(self, expert: JointTransition) -> float:
-        return _share(self.prior(expert), expert, lambda x: x > 0).item()
+    def _held_out_accuracy(self, expert: JointTransition, policy: Policy) -> float:
+        examples = self._examples(expert, 1.0, policy)
+        return _accuracy([self._logits(examples.features, examples.log_prob)], [examples], 1).item()
+
+    def report(self, rollout: JointTransition) -> dict[str, float]:
+        """How well the learned reward of a rollout ``[T, E]`` goes with the true one, which training never sees.
+
+        Pearson's correlation over each agent's steps, mean over the agents.
+        """
+        learned = self.learned_reward(rollout)
+        per_agent = torch.cat([correlation(learned[n], g.env_reward, g.mask) for n, g in rollout.groups.items()])
+        return {"discriminator/reward_correlation": per_agent.mean().item()}
+
+    def save(self, run_dir: Path) -> None:
+        """Write the learned reward, for `LearnedReward`."""
+        save_reward(run_dir / REWARD_FILE, self.prior)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"prior": self.prior.state_dict(), "optimizer": self.optimizer.state_dict()}
+        past = [{name: vars(group) for name, group in rollout.groups.items()} for rollout in self.past]
+        scales = {name: scale.state_dict() for name, scale in self.scales.items()}
+        return {
+            "prior": self.prior.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scales": scales,
+            "past": past,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.prior.load_state_dict(state["prior"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for name, scale in self.scales.items():
+            scale.load_state_dict(state["scales"][name])
+        for rollout in state["past"]:
+            self.past.append(JointTransition({name: Transition(**group) for name, group in rollout.items()}))
 
 
-def _share(logits: ByGroup, batch: JointTransition, right: Callable[[Tensor], Tensor]) -> Tensor:
-    """Share of the living agents' logits that are ``right``, mean over groups."""
-    shares = [masked_mean(right(logits[name]).float(), group.mask) for name, group in batch.groups.items()]
-    return torch.stack(shares).mean()
+@torch.no_grad()
+def _log_prob(batch: JointTransition, policy: Policy) -> ByGroup:
+    """Of the batch's actions under the policy, ``[B, A]`` a group; 0 for the dead."""
+    distributions = policy.distributions(batch.field("obs"))
+    return {name: distributions[name].log_prob(group.action) * group.mask for name, group in batch.groups.items()}
+
+
+def _accuracy(logits: Sequence[ByGroup], examples: Sequence[Examples], side: int) -> Tensor:
+    """Share of the living agents' logits on the right side, among what is mostly the expert's (1) or generated (-1)."""
+    right = count = torch.zeros((), device=examples[0].target.device)
+    for of_examples, x in zip(logits, examples, strict=True):
+        for name, of_group in of_examples.items():
+            chosen = x.mask[name] & (side * (x.target - 0.5) > 0)
+            right, count = right + ((side * of_group > 0) & chosen).sum(), count + chosen.sum()
+    return right / count.clamp(min=1)
 
 
 class EnvironmentReward:
@@ -132,6 +265,12 @@ class EnvironmentReward:
 
     def reward(self, rollout: JointTransition) -> ByGroup:
         return rollout.field("env_reward")
+
+    def report(self, rollout: JointTransition) -> dict[str, float]:
+        return {}
+
+    def save(self, run_dir: Path) -> None:
+        """Nothing is learned."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

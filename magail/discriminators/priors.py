@@ -9,54 +9,108 @@ high for the expert. Features are ``[B, N, F]`` for N networks; a network has H 
 | `Centralized` | all observations and actions | 1 | one an agent | head k to agent k |
 | `Single` | all observations and actions | 1 | 1 | the same to all |
 | `ZeroSum` | all observations and actions | 1 | 1 | the same to all, but the second side's reward is negated |
+
+*Inputs* say what of a transition is seen: ``obs`` and ``action`` by default; ``obs, next_obs`` imitates from
+observation alone (Torabi et al. 2018, arXiv 1807.06158), ``obs`` alone gives a reward of the state (AIRL's for
+transfer), and ``terminated`` shows whether the episode ended there by the environment's choice, without which a task
+that ends early rewards or punishes survival by its reward's sign alone (Kostrikov et al. 2019, arXiv 1809.02925).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from magail.discriminators.regularizers import spectrally_normalized, with_dropout
 from magail.distributions import action_head
 from magail.networks import RunningNormalizer, StackedMLP, module_dict, update_normalizers
 from magail.policy import Policy
-from magail.types import AgentGroup, ByGroup, JointTransition
+from magail.ranges import check_range
+from magail.types import AgentGroup, ByGroup, JointTransition, Transition
 
 Labelled = tuple[JointTransition, float]
 """A batch ``[B]`` and the probability with which it should be called the expert's."""
 
 
-class Prior(nn.Module):
-    """Common ground of the priors: encoding of observation-action pairs with fixed observation statistics."""
+INPUTS = ("obs", "action", "next_obs", "terminated")
+SEEN = {"obs", "next_obs"}  # those that other agents' features may be joined to, in `Decentralized`
 
-    def __init__(self, groups: Sequence[AgentGroup]) -> None:
+
+class Prior(nn.Module):
+    """Common ground of the priors: encoding of transitions with fixed observation statistics, and networks.
+
+    Raises:
+        ValueError: an unknown or missing input, or a regulariser out of range.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[AgentGroup],
+        hidden_sizes: Sequence[int],
+        activation: str,
+        inputs: Sequence[str] = ("obs", "action"),
+        spectral_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.groups = tuple(groups)
+        if not inputs or not set(inputs) <= set(INPUTS) or len(set(inputs)) < len(inputs):
+            raise ValueError(
+                f"discriminator.prior.inputs={list(inputs)}: give one or more of {', '.join(INPUTS)}, each once"
+            )
+        check_range({"discriminator.prior.dropout": dropout}, 0, 0.99)
+        self.groups, self.inputs = tuple(groups), tuple(inputs)
+        self.hidden_sizes, self.activation = list(hidden_sizes), activation
+        self.spectral_norm, self.dropout = spectral_norm, dropout
         self.heads = module_dict({g.name: action_head(g.action_space, g.num_agents) for g in groups})
         self.normalizers = module_dict({g.name: RunningNormalizer((g.obs_dim,)) for g in groups})
-        self.feature_dims = {g.name: g.obs_dim + self.heads[g.name].encoded_dim for g in groups}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments, besides the groups, that build the same prior again."""
+        names = ("hidden_sizes", "activation", "inputs", "spectral_norm", "dropout")
+        return {name: getattr(self, name) for name in names}
 
     def fit_normalizers(self, demonstrations: JointTransition) -> None:
         """Take the observation statistics of the demonstrations; they stay fixed from here."""
         update_normalizers(self.normalizers, demonstrations)
 
-    def encode(self, batch: JointTransition) -> ByGroup:
-        """Own observation and action of each agent, ``[B, A, F]``; zero for the dead."""
+    def encode(self, batch: JointTransition, inputs: Sequence[str]) -> ByGroup:
+        """What each agent saw and did itself, ``[B, A, F]``; zero for the dead."""
         return {
-            name: torch.cat([self.normalizers[name](g.obs), self.heads[name].encode(g.action)], -1)
-            * g.mask.unsqueeze(-1)
-            for name, g in batch.groups.items()
+            name: torch.cat([self._encode(name, group, kind) for kind in inputs], -1) * group.mask.unsqueeze(-1)
+            for name, group in batch.groups.items()
         }
 
-    def encode_joint(self, batch: JointTransition) -> Tensor:
-        """Observations and actions of all agents, ``[B, 1, sum A * F]``."""
-        return torch.cat([x.flatten(-2) for x in self.encode(batch).values()], -1).unsqueeze(-2)
+    def _encode(self, name: str, group: Transition, kind: str) -> Tensor:
+        if kind == "action":
+            return self.heads[name].encode(group.action)
+        if kind == "terminated":
+            return group.terminated.float().unsqueeze(-1)
+        return self.normalizers[name](getattr(group, kind))
 
-    @property
-    def joint_dim(self) -> int:
-        return sum(group.num_agents * self.feature_dims[group.name] for group in self.groups)
+    def encode_joint(self, batch: JointTransition, inputs: Sequence[str]) -> Tensor:
+        """What all agents saw and did, ``[B, 1, sum A * F]``."""
+        return torch.cat([x.flatten(-2) for x in self.encode(batch, inputs).values()], -1).unsqueeze(-2)
+
+    def dim(self, group: AgentGroup, inputs: Sequence[str]) -> int:
+        """F of `encode`."""
+        dims = {"action": self.heads[group.name].encoded_dim, "terminated": 1}
+        return sum(dims.get(kind, group.obs_dim) for kind in inputs)
+
+    def joint_dim(self, inputs: Sequence[str]) -> int:
+        """F of `encode_joint`."""
+        return sum(group.num_agents * self.dim(group, inputs) for group in self.groups)
+
+    def network(self, num_nets: int, in_features: int, heads: int, share_parameters: bool = False) -> StackedMLP:
+        """Networks side by side, with the regularisers that the options ask for."""
+        mlp = StackedMLP(num_nets, in_features, self.hidden_sizes, heads, self.activation, 1.0, share_parameters)
+        if self.spectral_norm:
+            mlp = spectrally_normalized(mlp)
+        return with_dropout(mlp, self.dropout) if self.dropout else mlp
 
     def labelled(self, generated: JointTransition, expert: JointTransition, policy: Policy) -> list[Labelled]:
         """The batches to tell apart."""
@@ -84,7 +138,8 @@ class Prior(nn.Module):
 
 
 class Decentralized(Prior):
-    """Each agent is judged by its own observation and action alone.
+    """Each agent is judged by itself: by its own observation and action, or with ``joint_observation`` by its own
+    action in view of everyone's observations.
 
     With ``share_parameters`` the agents of a group share one discriminator (PS-GAIL, Bhattacharyya et al. 2018).
     """
@@ -94,20 +149,41 @@ class Decentralized(Prior):
         groups: Sequence[AgentGroup],
         hidden_sizes: Sequence[int],
         activation: str,
+        inputs: Sequence[str] = ("obs", "action"),
+        spectral_norm: bool = False,
+        dropout: float = 0.0,
         share_parameters: bool = False,
+        joint_observation: bool = False,
     ) -> None:
-        super().__init__(groups)
+        super().__init__(groups, hidden_sizes, activation, inputs, spectral_norm, dropout)
+        self.share_parameters, self.joint_observation = share_parameters, joint_observation
+        shared = [kind for kind in self.inputs if joint_observation and kind in SEEN]
+        self.own, self.shared = [kind for kind in self.inputs if kind not in shared], shared
         self.networks = module_dict(
             {
-                g.name: StackedMLP(
-                    g.num_agents, self.feature_dims[g.name], hidden_sizes, 1, activation, 1.0, share_parameters
-                )
+                g.name: self.network(g.num_agents, self.joint_dim(shared) + self.dim(g, self.own), 1, share_parameters)
                 for g in groups
             }
         )
 
+    @property
+    def options(self) -> dict[str, Any]:
+        return super().options | {
+            "share_parameters": self.share_parameters,
+            "joint_observation": self.joint_observation,
+        }
+
     def features(self, batch: JointTransition) -> ByGroup:
-        return self.encode(batch)
+        if not self.shared:
+            return self.encode(batch, self.own)
+        seen = self.encode_joint(batch, self.shared)  # [B, 1, F]
+        features = {}
+        for name, group in batch.groups.items():
+            parts = [seen * group.mask.unsqueeze(-1)]
+            if self.own:
+                parts.append(self.encode(batch, self.own)[name])
+            features[name] = torch.cat(parts, -1)
+        return features
 
     def raw_logits(self, features: ByGroup) -> ByGroup:
         return {name: network(features[name]) for name, network in self.networks.items()}
@@ -120,23 +196,34 @@ class _Joint(Prior):
     """One network on everything that all agents see and do."""
 
     def __init__(
-        self, groups: Sequence[AgentGroup], hidden_sizes: Sequence[int], activation: str, num_heads: int
+        self,
+        groups: Sequence[AgentGroup],
+        hidden_sizes: Sequence[int],
+        activation: str,
+        inputs: Sequence[str] = ("obs", "action"),
+        spectral_norm: bool = False,
+        dropout: float = 0.0,
     ) -> None:
-        super().__init__(groups)
-        self.network = StackedMLP(1, self.joint_dim, hidden_sizes, num_heads, activation)
+        super().__init__(groups, hidden_sizes, activation, inputs, spectral_norm, dropout)
+        self.judge = self.network(1, self.joint_dim(self.inputs), self.num_heads)
+
+    @property
+    def num_heads(self) -> int:
+        return 1
 
     def features(self, batch: JointTransition) -> ByGroup:
-        return {"joint": self.encode_joint(batch)}
+        return {"joint": self.encode_joint(batch, self.inputs)}
 
     def raw_logits(self, features: ByGroup) -> ByGroup:
-        return {"joint": self.network(features["joint"])}
+        return {"joint": self.judge(features["joint"])}
 
 
 class Centralized(_Joint):
     """Each agent is judged by a head of its own on everything that all agents see and do."""
 
-    def __init__(self, groups: Sequence[AgentGroup], hidden_sizes: Sequence[int], activation: str) -> None:
-        super().__init__(groups, hidden_sizes, activation, sum(group.num_agents for group in groups))
+    @property
+    def num_heads(self) -> int:
+        return sum(group.num_agents for group in self.groups)
 
     def by_agent(self, raw_logits: ByGroup) -> ByGroup:
         heads = raw_logits["joint"].squeeze(-2)  # [B, sum A]
@@ -146,9 +233,6 @@ class Centralized(_Joint):
 
 class Single(_Joint):
     """All agents are judged alike, by one logit on everything that they see and do."""
-
-    def __init__(self, groups: Sequence[AgentGroup], hidden_sizes: Sequence[int], activation: str) -> None:
-        super().__init__(groups, hidden_sizes, activation, 1)
 
     def by_agent(self, raw_logits: ByGroup) -> ByGroup:
         logit = raw_logits["joint"].squeeze(-2)  # [B, 1]
@@ -163,7 +247,8 @@ class ZeroSum(Single):
     the groups whose agents each receive +r, all others receive -r; None takes the first group.
 
     Raises:
-        ValueError: an environment with a single group, or sides that leave one empty or name unknown groups.
+        ValueError: an environment with a single group, sides that leave one empty or name unknown groups, or inputs
+            without the action or with the next observation.
     """
 
     def __init__(
@@ -171,9 +256,17 @@ class ZeroSum(Single):
         groups: Sequence[AgentGroup],
         hidden_sizes: Sequence[int],
         activation: str,
+        inputs: Sequence[str] = ("obs", "action"),
+        spectral_norm: bool = False,
+        dropout: float = 0.0,
         first_side: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(groups, hidden_sizes, activation)
+        super().__init__(groups, hidden_sizes, activation, inputs, spectral_norm, dropout)
+        if "action" not in inputs or "next_obs" in inputs:
+            raise ValueError(
+                "the zero-sum prior pairs one side's actions with the other's in the same state, so "
+                f"discriminator.prior.inputs={list(inputs)} must have action and cannot have next_obs"
+            )
         names = [group.name for group in groups]
         if len(names) < 2:
             raise ValueError(
@@ -186,6 +279,10 @@ class ZeroSum(Single):
                 f"discriminator.prior.first_side={sorted(self.first_side)} must name some, but not all, of the "
                 f"environment's groups {names}"
             )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return super().options | {"first_side": sorted(self.first_side)}
 
     def sign(self, group: str) -> float:
         return 1.0 if group in self.first_side else -1.0

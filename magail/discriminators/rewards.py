@@ -25,3 +25,8 @@ def softplus(logits: Tensor) -> Tensor:
 def symmetric(logits: Tensor) -> Tensor:
     """``2 D - 1``, within (-1, 1): the reward of the original MAGAIL code."""
     return 2 * torch.sigmoid(logits) - 1
+
+
+def dail(logits: Tensor) -> Tensor:
+    """``D (tanh(logits) + 1) / 2``, within (0, 1): the discovered reward of DAIL (arXiv 2510.00922)."""
+    return torch.sigmoid(logits) * (torch.tanh(logits) + 1) / 2

@@ -6,16 +6,24 @@ import pytest
 import torch
 
 from magail.demonstrations import Demonstrations
-from magail.discriminators import priors, rewards
+from magail.discriminators import losses, priors, rewards
 from magail.discriminators.discriminator import Discriminator
-from magail.discriminators.losses import bce
 from magail.generators.bc import BehavioralCloning
 from magail.generators.ppo import PPO
 from magail.policy import Policy
 from magail.rollout import collect, play_episodes
 from magail.types import Seeds
+from tests.test_discriminators import OPTIONS as discriminator_options
 from tests.test_ppo import OPTIONS
 from tests.toy import Expert, Matching, Walk
+
+DISCRIMINATOR = discriminator_options | {
+    "loss": losses.bce,
+    "learning_rate": 2e-3,
+    "steps": 5,
+    "batch_size": 256,
+    "gradient_penalty": 0.1,
+}
 
 
 def demonstrations_of(env, count):
@@ -24,7 +32,7 @@ def demonstrations_of(env, count):
     return Demonstrations.from_episodes(env.groups, episodes, seeds, {})
 
 
-def imitate(env, prior, reward, demonstrations, iterations, seed):
+def imitate(env, demonstrations, iterations, seed, prior=priors.Decentralized, reward=rewards.logit, **options):
     torch.manual_seed(seed)
     generator = PPO(env.groups, **(OPTIONS | {"entropy_coefficient": 0.001}))
     generator.policy.fit_normalizer(demonstrations.transitions)
@@ -32,15 +40,9 @@ def imitate(env, prior, reward, demonstrations, iterations, seed):
         env.groups,
         demonstrations,
         None,
-        prior=functools.partial(prior, hidden_sizes=[32], activation="relu"),
-        loss=bce,
+        prior=functools.partial(prior, hidden_sizes=[32], activation="relu", **options.pop("prior_options", {})),
         reward=reward,
-        learning_rate=2e-3,
-        weight_decay=0.0,
-        steps=5,
-        batch_size=256,
-        gradient_penalty=0.1,
-        gradient_penalty_center=0.0,
+        **(DISCRIMINATOR | options),
     )
     env.reset(Seeds(seed, demonstrations.known_seeds(), 1.0))
     for _ in range(iterations):
@@ -62,7 +64,42 @@ def fresh_return(env, policy):
 @pytest.mark.parametrize("prior", [priors.Decentralized, priors.Centralized, priors.Single])
 def test_magail_solves_the_matrix_game(prior, seed):
     env = Matching()
-    assert imitate(env, prior, rewards.logit, demonstrations_of(env, 20), 60, seed) > 9.0  # of 10; chance is 2.5
+    assert imitate(env, demonstrations_of(env, 20), 60, seed, prior) > 9.0  # of 10; chance is 2.5
+
+
+WGAN = {"loss": losses.wasserstein, "gradient_penalty": 1.0, "gradient_penalty_center": 1.0}
+FORMS = {
+    "wasserstein": WGAN,
+    "wasserstein, spectral norm": WGAN | {"gradient_penalty": 0.0, "prior_options": {"spectral_norm": True}},
+    "least squares": {"loss": losses.least_squares},
+    "hinge": {"loss": losses.hinge},
+    "R1": {"gradient_penalty_points": "expert"},
+    "dropout, noise": {"gradient_penalty": 0.0, "prior_options": {"dropout": 0.3}, "input_noise": 0.1},
+    "mixup": {"gradient_penalty": 0.0, "mixup": 0.5},
+    "smoothing, replay, pause": {"label_smoothing": 0.1, "replay": 3, "pause_above": 0.9},
+    "scaled and clipped reward": {"reward_scaling": True, "reward_clip": 5.0},
+    "dail": {"reward": rewards.dail},
+    "joint observation": {"prior_options": {"joint_observation": True}},
+    # a penalty on f's slope would forbid the certainty of log pi that AIRL's logits take off
+    "airl": {"airl_discount": 0.9, "gradient_penalty": 0.0},
+    "airl, centralized": {"airl_discount": 0.9, "gradient_penalty": 0.0, "prior": priors.Centralized},
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_the_adversary_imitates(form, seed):
+    env = Matching()
+    assert imitate(env, demonstrations_of(env, 20), 60, seed, **FORMS[form]) > 8.0  # of 10; chance is 2.5
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("inputs", [["obs", "next_obs"], ["obs"]])
+def test_the_walk_is_imitated_from_observation_alone(inputs, seed):
+    env = Walk()
+    demonstrations = demonstrations_of(env, 20)
+    expert = demonstrations.returns().mean().item()
+    assert imitate(env, demonstrations, 120, seed, prior_options={"inputs": inputs}) > expert - 3.5
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -72,7 +109,7 @@ def test_gail_solves_the_walk(reward, seed):
     env = Walk()
     demonstrations = demonstrations_of(env, 20)
     expert = demonstrations.returns().mean().item()
-    imitated = imitate(env, priors.Decentralized, reward, demonstrations, 120, seed)
+    imitated = imitate(env, demonstrations, 120, seed, reward=reward)
     assert imitated > expert - 2.5  # chance is about 14 below
 
 

@@ -1,0 +1,117 @@
+"""Rewards that a discriminator has learned, kept in a file and used to train another policy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from magail.discriminators.priors import Centralized, Decentralized, Prior, Single, ZeroSum
+from magail.discriminators.shaped import Shaped
+from magail.files import replacing
+from magail.policy import Policy
+from magail.types import AgentGroup, ByGroup, JointTransition
+
+REWARD_FILE = "reward.safetensors"  # in a run folder
+PRIORS: dict[str, type[Prior]] = {prior.__name__: prior for prior in (Decentralized, Centralized, Single, ZeroSum)}
+
+
+def save_reward(path: Path, reward: Prior | Shaped) -> None:
+    """Write the networks and what rebuilds them as safetensors, atomically."""
+    prior = reward.g if isinstance(reward, Shaped) else reward
+    description = {
+        "agents": {group.name: list(group.agents) for group in reward.groups},
+        "prior": type(prior).__name__,
+        "options": prior.options,
+        "discount": reward.discount if isinstance(reward, Shaped) else None,
+    }
+    with replacing(path) as file:
+        file.write(safetensors.torch.save(reward.state_dict(), {"description": json.dumps(description)}))
+
+
+def load_reward(path: Path, groups: Sequence[AgentGroup]) -> Prior | Shaped:
+    """What `save_reward` wrote, for the agents of ``groups``.
+
+    Raises:
+        ValueError: no such file, no learned reward in it, or one for other agents or spaces.
+    """
+    if path.is_dir():
+        path = path / REWARD_FILE
+    if not path.is_file():
+        raise ValueError(f"{path}: no learned reward there; give the folder of a run with a discriminator")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            description = json.loads((file.metadata() or {})["description"])
+        kind, options, discount = PRIORS[description["prior"]], description["options"], description["discount"]
+        weights = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a reward written by magail ({error}); give one that a run wrote") from error
+    agents = {group.name: list(group.agents) for group in groups}
+    if description["agents"] != agents:
+        raise ValueError(f"{path}: a reward for the agents {description['agents']}, but the environment has {agents}")
+
+    def prior(**inputs: Any) -> Prior:
+        return kind(**{**options, **inputs})
+
+    try:
+        reward = prior(groups=groups) if discount is None else Shaped(groups, prior, discount)
+        reward.load_state_dict(weights)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: its weights do not fit the environment's spaces; choose one with the observations and actions "
+            f"that it was learned in ({str(error).splitlines()[-1].strip()})"
+        ) from error
+    return reward.eval()
+
+
+class LearnedReward:
+    """Stands in for the discriminator where training is on a reward learned before: it no longer changes.
+
+    Of AIRL's f the policy gets g alone, which can be the same in a changed environment (Fu et al. 2018, section 5), or
+    with ``shaping`` all of f. Of other discriminators it gets the logits.
+
+    Raises:
+        ValueError: as `load_reward`, or ``shaping`` of a reward that has none.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[AgentGroup],
+        demonstrations: None,
+        held_out: None,
+        *,
+        checkpoint: str | None,
+        shaping: bool,
+    ) -> None:
+        if checkpoint is None:
+            raise ValueError("reward=learned needs reward.checkpoint=RUN_FOLDER, of a run with a discriminator")
+        learned = load_reward(Path(checkpoint), groups)
+        if shaping and not isinstance(learned, Shaped):
+            raise ValueError(f"{checkpoint}: only AIRL's reward has a shaping term; set discriminator.shaping=false")
+        self.logits = learned.g if isinstance(learned, Shaped) and not shaping else learned
+
+    def update(self, rollout: JointTransition, demonstrations: None, policy: Policy) -> dict[str, float]:
+        return {}
+
+    @torch.no_grad()
+    def reward(self, batch: JointTransition) -> ByGroup:
+        """Rewards ``[T, E, A]`` a group of a rollout ``[T, E]``, or ``[B, A]`` of a batch ``[B]``."""
+        rewards = self.logits(batch.flatten() if len(batch.batch_shape) == 2 else batch)
+        return {name: self.logits.sign(name) * x.unflatten(0, batch.batch_shape) for name, x in rewards.items()}
+
+    def report(self, rollout: JointTransition) -> dict[str, float]:
+        return {}
+
+    def save(self, run_dir: Path) -> None:
+        """It is in its file already."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state

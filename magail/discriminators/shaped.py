@@ -1,0 +1,78 @@
+"""Adversarial inverse reinforcement learning: a reward apart from the dynamics, by potential shaping."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from magail.discriminators.priors import Decentralized, Labelled, Prior, ZeroSum
+from magail.policy import Policy
+from magail.types import AgentGroup, ByGroup, JointTransition
+
+
+class Shaped(nn.Module):
+    """``f(s, a, s') = g + discount * h(s') - h(s)`` per agent; no h(s') where the agent terminated.
+
+    AIRL's reward (Fu et al. 2018, arXiv 1710.11248, eq. 4) and, per agent, MA-AIRL's (Yu et al. 2019, 1907.13220).
+    Whoever trains it subtracts ``log pi(a|s)`` from the logits: D = exp(f) / (exp(f) + pi). ``g`` is the
+    ``prior`` on its own inputs, ``h`` the same prior on the observations alone.
+
+    It is used like a `Prior`: features ``{part/network: [B, N, F]}``, and raw logits ``[B, A, 1]`` a group where every
+    agent has a network of its own, ``[B, 1, A]`` where one network judges all.
+
+    Raises:
+        ValueError: the zero-sum prior, which is not trained on what the policies do.
+    """
+
+    def __init__(self, groups: Sequence[AgentGroup], prior: Callable[..., Prior], discount: float) -> None:
+        super().__init__()
+        self.groups, self.discount = tuple(groups), discount
+        self.g = prior(groups=groups)
+        if isinstance(self.g, ZeroSum):
+            raise ValueError("AIRL needs a prior that judges what the policies do: not zero_sum, but another one")
+        self.h = prior(groups=groups, inputs=["obs"])
+        self._axis = -1 if isinstance(self.g, Decentralized) else -2
+
+    def fit_normalizers(self, demonstrations: JointTransition) -> None:
+        self.g.fit_normalizers(demonstrations)
+        self.h.fit_normalizers(demonstrations)
+
+    def labelled(self, generated: JointTransition, expert: JointTransition, policy: Policy) -> list[Labelled]:
+        return self.g.labelled(generated, expert, policy)
+
+    def sign(self, group: str) -> float:
+        return self.g.sign(group)
+
+    def features(self, batch: JointTransition) -> ByGroup:
+        parts = {"g": self.g.features(batch), "h": self.h.features(batch), "next": self.h.features(_moved_on(batch))}
+        features = {f"{part}/{name}": x for part, of_part in parts.items() for name, x in of_part.items()}
+        goes_on = {name: self.discount * ~ended for name, ended in batch.field("terminated").items()}  # [B, A]
+        return features | {f"goes_on/{name}": x.unsqueeze(-1) for name, x in goes_on.items()}
+
+    def raw_logits(self, features: ByGroup) -> ByGroup:
+        g = self.g.by_agent(self.g.raw_logits(_part(features, "g")))
+        h = self.h.by_agent(self.h.raw_logits(_part(features, "h")))
+        after = self.h.by_agent(self.h.raw_logits(_part(features, "next")))
+        # a flag has no gradient that a penalty should see
+        goes_on = {name: x.squeeze(-1).detach() for name, x in _part(features, "goes_on").items()}
+        return {name: (g[name] + goes_on[name] * after[name] - h[name]).unsqueeze(self._axis) for name in g}
+
+    def by_agent(self, raw_logits: ByGroup) -> ByGroup:
+        return {name: raw.squeeze(self._axis) for name, raw in raw_logits.items()}
+
+    def forward(self, batch: JointTransition) -> ByGroup:
+        """f, ``[B, A]`` a group."""
+        return self.by_agent(self.raw_logits(self.features(batch)))
+
+
+def _part(features: ByGroup, part: str) -> ByGroup:
+    return {name.removeprefix(f"{part}/"): x for name, x in features.items() if name.startswith(f"{part}/")}
+
+
+def _moved_on(batch: JointTransition) -> JointTransition:
+    """``batch`` with the next observations in place of the observations."""
+    return JointTransition(
+        {name: dataclasses.replace(group, obs=group.next_obs) for name, group in batch.groups.items()}
+    )
