@@ -64,7 +64,7 @@ class TrainConfig:
 
     algorithm: str
     seed: int
-    threads: int
+    threads: int | None
     device: str
     compile: bool
     matmul_precision: str
@@ -94,7 +94,6 @@ AT_LEAST_0 = (
     "evaluation.video_episodes",
 )
 AT_LEAST_1 = (
-    "threads",
     "rollout_steps",
     "bc.batch_size",
     "bc.evaluate_every",
@@ -120,6 +119,8 @@ def check(cfg: DictConfig) -> None:
     numbers = {key: OmegaConf.select(cfg, key) for key in AT_LEAST_0 + AT_LEAST_1}
     check_range({key: numbers[key] for key in AT_LEAST_0}, 0)
     check_range({key: numbers[key] for key in AT_LEAST_1}, 1)
+    if cfg.threads is not None:
+        check_range({"threads": cfg.threads}, 1)
     check_range({"evaluation.episodes": cfg.evaluation.episodes}, 2)
     check_range({"evaluation.final_episodes": cfg.evaluation.final_episodes}, 2)
     check_range({"start_from_demonstrations": cfg.start_from_demonstrations}, 0, 1)

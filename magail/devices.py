@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields
@@ -12,6 +13,14 @@ import torch
 from torch import Tensor
 
 from magail.types import BatchedEnv, ByGroup, Step
+
+
+def sensible_threads() -> int:
+    """Two where this process may use two cores: a quarter faster than one (benchmarks/results/throughput.md).
+
+    Whether more would pay for networks of this size was not measured.
+    """
+    return min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def check_device(name: str) -> torch.device:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from magail.config import build, check, one_clear_message
 from magail.demonstrations import Demonstrations
-from magail.devices import check_device, compiler_works, on_device
+from magail.devices import check_device, compiler_works, on_device, sensible_threads
 from magail.evaluate import Evaluator
 from magail.generators.bc import BehavioralCloning, held_out_info
 from magail.record import record_expert
@@ -34,7 +34,7 @@ from magail.types import BatchedEnv, Seeds
 def train(cfg: DictConfig, run_dir: Path) -> None:
     """Train as ``cfg`` says, in ``run_dir``, going on from its newest checkpoint where there is one; then report."""
     check(cfg)
-    torch.set_num_threads(cfg.threads)
+    torch.set_num_threads(cfg.threads or sensible_threads())
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     torch.manual_seed(cfg.seed)
     device = check_device(cfg.device)
