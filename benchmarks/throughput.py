@@ -12,16 +12,12 @@ A step is one step of one copy of the environment, all its agents together; an a
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
-import importlib.metadata
 import itertools
 import os
-import platform
 import statistics
-import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +33,7 @@ from benchmarks.loop import PARTS, Clock, Loop, composed, measure_loop, train_br
 from benchmarks.peers import run as peers
 from benchmarks.peers.timing import repeat
 from benchmarks.products import Products
+from benchmarks.tables import machine, say, table
 from magail.config import build
 from magail.discriminators.discriminator import Discriminator
 from magail.generators.ppo import PPO
@@ -190,12 +187,6 @@ def scaled_loop(envs: int, agents: int, device: str) -> Loop:
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def environments(seconds: float) -> str:
     """Every task: mpe2 itself, batched, compiled."""
     rows = []
@@ -303,23 +294,6 @@ def compared(own: dict[str, Loop], spread: tuple[float, float], venvs: Path, sec
         rows.append([result["peer"], f"{rate:,.0f}", spread_of, *ratios, versions])
     head = ["peer", "steps/s", "of 5 repetitions", "magail / peer", "magail's fastest / peer", "versions"]
     return table(head, rows)
-
-
-def machine() -> str:
-    """The processor or GPU, torch, and the day."""
-    described = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
-    model = next(line.partition(":")[2].strip() for line in described.splitlines() if line.startswith("Model name"))
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    packages = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "mpe2", "supersuit", "numpy")
-    )
-    kernels = torch.backends.cpu.get_cpu_capability()
-    today = datetime.date.today().isoformat()
-    return f"{today}; {model} ({kernels}), {os.cpu_count()} cores{gpu}; Python {platform.python_version()}, {packages}"
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def stay_on(cores: set[int]) -> None:
