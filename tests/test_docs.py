@@ -1,0 +1,44 @@
+"""What docs/extending.md shows is run as it stands there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_train import SPREAD, TINY
+
+TEXT = (Path(__file__).parent.parent / "docs/extending.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
+COMMANDS = [text.strip() for language, text in BLOCKS if language == "bash"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The files that the page names in their first lines; a later block of the same name goes below the earlier."""
+    root = tmp_path_factory.mktemp("extending")
+    for language, text in BLOCKS:
+        if language != "bash":
+            name = re.match(r"# (\S+)", text)[1]
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            with (root / name).open("a") as file:
+                file.write(text)
+    return root
+
+
+def test_the_page_has_what_it_promises():
+    assert len(COMMANDS) == 4
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.removeprefix("python -m magail.train "))
+def test_the_example_trains(command, folder):
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "magail.train"]
+    options = [word for word in TINY if "a2c" not in command or not word.startswith("generator")]  # it has no epochs
+    done = subprocess.run(
+        [sys.executable, *words[1:], *options, *SPREAD], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "magail" in done.stdout
