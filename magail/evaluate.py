@@ -20,7 +20,8 @@ import rich
 import torch
 from omegaconf import DictConfig
 
-from magail.config import build, locate, one_clear_message
+from magail.config import build, one_clear_message
+from magail.files import locate
 from magail.policy import Acting, MostLikely, Policy, RandomPolicy, load_policy
 from magail.render import side_by_side
 from magail.report import results_table, summarize

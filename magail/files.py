@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all."""
+"""Files: where they are, and how to write them so that they are there whole or not at all."""
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 import secrets
 from collections.abc import Iterator
@@ -28,3 +29,11 @@ def write_whole(path: Path, text: str) -> None:
     """Replace a text file at once or not at all."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def locate(path: str) -> Path:
+    """A path, or ``pkg://package/file`` for a file shipped in an installed package."""
+    if not path.startswith("pkg://"):
+        return Path(path)
+    package, _, name = path.removeprefix("pkg://").partition("/")
+    return Path(str(importlib.resources.files(package) / name))

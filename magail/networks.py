@@ -1,13 +1,16 @@
-"""Networks: per-agent stacks, the actors of a policy, the centralized critic, and the running normaliser."""
+"""Networks: per-agent stacks, image encoders, the actors of a policy, the centralized critic, and normalisers."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from magail.distributions import Distribution, action_head
@@ -166,25 +169,166 @@ class RunningNormalizer(nn.Module):
         return x * self.std + self.mean
 
 
-def update_normalizers(normalizers: Mapping[str, RunningNormalizer], batch: JointTransition) -> None:
+class BoundsNormalizer(nn.Module):
+    """Numbers of a bounded box to [0, 1]."""
+
+    low: Tensor
+    width: Tensor
+
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__()
+        low, high = (torch.as_tensor(bound, dtype=torch.float32).flatten() for bound in (space.low, space.high))
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("width", torch.where(high > low, high - low, 1.0), persistent=False)
+
+    def update(self, x: Tensor, mask: Tensor) -> None:
+        """There is nothing to learn from data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.low) / self.width
+
+
+Normalizer = RunningNormalizer | BoundsNormalizer
+
+
+def obs_normalizer(space: spaces.Space[Any], encoder: str) -> Normalizer:
+    """By the bounds for what ``encoder`` takes for an image that has them, by running statistics for all else."""
+    if image_layout(space, encoder) is not None:
+        assert isinstance(space, spaces.Box)
+        if space.is_bounded():
+            return BoundsNormalizer(space)
+    return RunningNormalizer((spaces.flatdim(space),))
+
+
+def update_normalizers(normalizers: Mapping[str, Normalizer], batch: JointTransition) -> None:
     """Take in the observations of each group's living agents."""
     for name, group in batch.groups.items():
         normalizers[name].update(group.obs.flatten(0, -2), group.mask.flatten().unsqueeze(-1))
 
 
-class Actor(nn.Module):
-    """The decentralized actors of one group: normalised observations ``[..., A, O]`` to a distribution over actions."""
+ENCODERS = ("auto", "mlp", "cnn")
+SMALLEST_IMAGE = 8  # pixels of the shorter side from which `auto` takes convolutions
+CHANNELS = (16, 32, 32)  # of the convolutions
 
-    def __init__(self, group: AgentGroup, hidden_sizes: Sequence[int], activation: str, share_parameters: bool) -> None:
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """How an image lies in a flat observation."""
+
+    shape: tuple[int, int, int]  # of the space
+    channels_last: bool  # [height, width, channels], else [channels, height, width]
+
+    @property
+    def channels(self) -> int:
+        return self.shape[-1 if self.channels_last else 0]
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Height and width in pixels."""
+        return self.shape[:2] if self.channels_last else self.shape[1:]
+
+
+def image_layout(space: spaces.Space[Any], encoder: str) -> ImageLayout | None:
+    """How ``encoder`` sees the space: as an image, or (None) as a vector.
+
+    ``mlp`` sees vectors only, ``cnn`` takes every Box of three axes for an image, and ``auto`` those of at least
+    `SMALLEST_IMAGE` pixels. The channels are the shorter of the first and the last axis, the last if both are alike.
+
+    Raises:
+        ValueError: an unknown encoder.
+    """
+    if encoder not in ENCODERS:
+        raise ValueError(f"unknown encoder={encoder}: choose one of {', '.join(ENCODERS)}")
+    if encoder == "mlp" or not isinstance(space, spaces.Box) or len(space.shape) != 3:
+        return None
+    first, second, last = space.shape
+    layout = ImageLayout((first, second, last), channels_last=last <= first)
+    return layout if encoder == "cnn" or min(layout.sides) >= SMALLEST_IMAGE else None
+
+
+class Encoder(nn.Module):
+    """Normalised observations ``[..., A, O]`` to features ``[..., A, out_features]``: convolutions for images.
+
+    Each has a kernel of 3 x 3, as many outputs as ``channels`` says, a ReLU, and stride 2 as long as the shorter side
+    has more than 4 pixels. ``num_nets`` encoders (A) run side by side as one grouped convolution, or with
+    ``share_parameters`` as one. What ``encoder`` does not see as an image (`image_layout`) stays as it is.
+
+    Raises:
+        ValueError: an unknown encoder.
+    """
+
+    CACHED_IMAGES = 128  # as CACHED_ROWS
+
+    def __init__(
+        self,
+        space: spaces.Space[Any],
+        num_nets: int,
+        encoder: str,
+        channels: Sequence[int] = CHANNELS,
+        share_parameters: bool = False,
+    ) -> None:
         super().__init__()
-        self.head = action_head(group.action_space, group.num_agents)
+        self.layout = image_layout(space, encoder)
+        self.out_features = spaces.flatdim(space)
+        if self.layout is None:
+            return
+        self.nets = 1 if share_parameters else num_nets
+        sides, layers = np.array(self.layout.sides), list[nn.Module]()
+        for before, after in itertools.pairwise([self.layout.channels, *channels]):
+            stride = 2 if sides.min() > 4 else 1
+            convolution = nn.Conv2d(before * self.nets, after * self.nets, 3, stride, 1, groups=self.nets)
+            for kernels in convolution.weight.data.chunk(self.nets):
+                nn.init.orthogonal_(kernels, math.sqrt(2))
+            nn.init.zeros_(cast(Tensor, convolution.bias))
+            layers += [convolution, nn.ReLU()]
+            sides = -(-sides // stride)
+        self.layers = nn.Sequential(*layers)
+        self.out_features = int(channels[-1] * sides.prod())
+
+    def forward(self, obs: Tensor) -> Tensor:
+        if self.layout is None:
+            return obs
+        rows = obs.reshape(-1, *obs.shape[-2:])  # [N, A, O]
+        if torch.is_grad_enabled() or obs.is_cuda:
+            features = self._features(rows, self.layout)
+        else:
+            features = torch.cat([self._features(part, self.layout) for part in rows.split(self.CACHED_IMAGES)])
+        return features.reshape(*obs.shape[:-1], self.out_features)
+
+    def _features(self, rows: Tensor, layout: ImageLayout) -> Tensor:
+        """``[N, A, O] -> [N, ...]``"""
+        images = rows.unflatten(-1, layout.shape)
+        if layout.channels_last:
+            images = images.movedim(-1, -3)  # [N, A, C, H, W]
+        images = images.flatten(0, 1) if self.nets == 1 else images.flatten(1, 2)
+        return self.layers(images).reshape(len(rows), -1)
+
+
+class Actor(nn.Module):
+    """The decentralized actors of one group: normalised observations ``[..., A, O]`` to a distribution over actions.
+
+    ``box`` chooses the distribution over a Box (`action_head`); ``encoder`` and ``channels`` are `Encoder`'s.
+    """
+
+    def __init__(
+        self,
+        group: AgentGroup,
+        hidden_sizes: Sequence[int],
+        activation: str,
+        share_parameters: bool,
+        box: str,
+        encoder: str,
+        channels: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.head = action_head(group.action_space, group.num_agents, box)
+        self.encoder = Encoder(group.observation_space, group.num_agents, encoder, channels, share_parameters)
+        sizes = (self.encoder.out_features, hidden_sizes, self.head.num_outputs)
         # a small last layer starts the policy near uniform, where PPO's ratio is best behaved
-        self.mlp = StackedMLP(
-            group.num_agents, group.obs_dim, hidden_sizes, self.head.num_outputs, activation, 0.01, share_parameters
-        )
+        self.mlp = StackedMLP(group.num_agents, *sizes, activation, 0.01, share_parameters)
 
     def forward(self, obs: Tensor) -> Distribution:
-        return self.head(self.mlp(obs))
+        return self.head(self.mlp(self.encoder(obs)))
 
 
 class Critic(nn.Module):
@@ -192,20 +336,31 @@ class Critic(nn.Module):
 
     The network predicts returns in running units of their own scale (one per agent). ``value_horizon`` is the number of
     steps after which old returns fade from that scale: the average return drifts as the discriminator learns.
+    ``encoder`` and ``channels`` are `Encoder`'s; agents of a group share one.
     """
 
     def __init__(
-        self, groups: Sequence[AgentGroup], hidden_sizes: Sequence[int], activation: str, value_horizon: float
+        self,
+        groups: Sequence[AgentGroup],
+        hidden_sizes: Sequence[int],
+        activation: str,
+        value_horizon: float,
+        encoder: str = "mlp",
+        channels: Sequence[int] = CHANNELS,
     ) -> None:
         super().__init__()
         self.sizes = {group.name: group.num_agents for group in groups}
-        joint_dim = sum(group.num_agents * group.obs_dim for group in groups)
+        self.encoders = module_dict(
+            {g.name: Encoder(g.observation_space, g.num_agents, encoder, channels, True) for g in groups}
+        )
+        joint_dim = sum(n * self.encoders[name].out_features for name, n in self.sizes.items())
         self.mlp = StackedMLP(1, joint_dim, hidden_sizes, sum(self.sizes.values()), activation)
         self.scales = module_dict({name: RunningNormalizer((n,), value_horizon) for name, n in self.sizes.items()})
 
     def forward(self, obs: ByGroup) -> ByGroup:
         """Values in running units."""
-        joint = torch.cat([obs[name].flatten(-2) for name in self.sizes], -1)  # [..., sum A * O]
+        features = [encoder(obs[name]).flatten(-2) for name, encoder in self.encoders.items()]
+        joint = torch.cat(features, -1)  # [..., sum A * F]
         values = self.mlp(joint.unsqueeze(-2)).squeeze(-2)  # [..., sum A]
         return dict(zip(self.sizes, values.split(list(self.sizes.values()), dim=-1), strict=True))
 

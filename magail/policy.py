@@ -16,7 +16,7 @@ from magail import checkpoint
 from magail.advantage import masked_mean
 from magail.distributions import Distribution, action_head
 from magail.files import replacing
-from magail.networks import Actor, RunningNormalizer, module_dict, update_normalizers
+from magail.networks import CHANNELS, Actor, module_dict, obs_normalizer, update_normalizers
 from magail.types import AgentGroup, ByGroup, JointTransition
 
 
@@ -27,11 +27,15 @@ class Acting(Protocol):
 
 
 class Policy(nn.Module):
-    """One `Actor` per group behind a running normaliser of observations.
+    """One `Actor` per group behind a normaliser of observations.
 
-    Where demonstrations are at hand the normaliser takes their statistics once and keeps them (`fit_normalizer`), so
-    that discriminator and policy look at the same fixed features (Orsini et al. 2021, 2106.00672); otherwise it runs
-    along with training (`observe`).
+    Images are normalised by their bounds (`obs_normalizer`), other observations by statistics. Where demonstrations are
+    at hand the normaliser takes theirs once and keeps them (`fit_normalizer`), so that discriminator and policy look at
+    the same fixed features (Orsini et al. 2021, 2106.00672); otherwise they run along with training (`observe`).
+
+    Raises:
+        ValueError: an unknown ``activation``, ``box`` or ``encoder``, or a ``box`` that needs bounds where there are
+            none.
     """
 
     fixed: Tensor
@@ -42,16 +46,22 @@ class Policy(nn.Module):
         hidden_sizes: Sequence[int] = (64, 64),
         activation: str = "tanh",
         share_parameters: bool = False,
+        box: str = "gaussian",
+        encoder: str = "mlp",
+        channels: Sequence[int] = CHANNELS,
     ) -> None:
         super().__init__()
         self.groups = tuple(groups)
-        self.architecture = {
+        self.architecture: dict[str, Any] = {
             "hidden_sizes": list(hidden_sizes),
             "activation": activation,
             "share_parameters": share_parameters,
+            "box": box,
+            "encoder": encoder,
+            "channels": list(channels),
         }
-        self.actors = module_dict({g.name: Actor(g, hidden_sizes, activation, share_parameters) for g in groups})
-        self.normalizers = module_dict({g.name: RunningNormalizer((g.obs_dim,)) for g in groups})
+        self.actors = module_dict({g.name: Actor(g, **self.architecture) for g in groups})
+        self.normalizers = module_dict({g.name: obs_normalizer(g.observation_space, encoder) for g in groups})
         self.register_buffer("fixed", torch.tensor(False))
 
     def normalize(self, obs: ByGroup) -> ByGroup:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from magail.distributions import Categorical, action_head
+from magail.distributions import BAND, Beta, Categorical, Gaussian, SquashedGaussian, action_head
 from magail.types import AgentGroup
 
 
@@ -50,6 +50,149 @@ def test_gaussian_is_in_the_units_of_the_box():
     torch.testing.assert_close(distribution.log_prob(action), theirs.log_prob(action).sum(-1))
     torch.testing.assert_close(distribution.entropy(), theirs.entropy().sum(-1))
     torch.testing.assert_close(distribution.mode(), theirs.mean)
+
+
+BOX = spaces.Box(np.float32([0, -10]), np.float32([1, 30]))
+CENTER, SCALE = torch.tensor([0.5, 10.0]), torch.tensor([0.5, 20.0])
+
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def squashed(seed=0, *shape):
+    """And torch's own."""
+    mean, log_std = normal(seed, *shape, 2) * 0.7, normal(seed + 1, *shape, 2) * 0.5 - 0.5
+    transforms = torch.distributions.transforms
+    theirs = torch.distributions.TransformedDistribution(
+        torch.distributions.Normal(mean, log_std.exp()),
+        [transforms.TanhTransform(cache_size=1), transforms.AffineTransform(CENTER, SCALE, cache_size=1)],
+    )
+    return SquashedGaussian(mean, log_std, CENTER, SCALE), theirs
+
+
+def beta(seed=0, *shape):
+    """And torch's own."""
+    alpha, beta = (1 + 2 * normal(seed + i, *shape, 2).exp() for i in (0, 1))
+    transform = torch.distributions.transforms.AffineTransform(CENTER - SCALE, 2 * SCALE)
+    return Beta(alpha, beta, CENTER, SCALE), torch.distributions.TransformedDistribution(
+        torch.distributions.Beta(alpha, beta), [transform]
+    )
+
+
+@pytest.mark.parametrize("make", [squashed, beta])
+def test_bounded_distributions_agree_with_torch(make):
+    ours, theirs = make(0, 500, 3)
+    share = 0.001 + 0.998 * torch.rand(500, 3, 2, generator=torch.Generator().manual_seed(5))
+    action = CENTER + SCALE * (2 * share - 1)
+    torch.testing.assert_close(ours.log_prob(action), theirs.log_prob(action).sum(-1), rtol=1e-3, atol=1e-3)
+    sample = ours.sample()
+    assert sample.shape == (500, 3, 2)
+    assert ((sample >= CENTER - SCALE) & (sample <= CENTER + SCALE)).all()
+
+
+def units(count):
+    """Points in the middle of ``count`` equal parts of [-1, 1]."""
+    return (2 * torch.arange(count, dtype=torch.float64) + 1) / count - 1
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, 4.0, -20.0])
+@pytest.mark.parametrize("log_std", [-2.0, 0.0, 2.0])
+def test_squashed_density_integrates_to_one(mean, log_std):
+    """With what is beyond and next to the bounds, however much lies there."""
+    center, scale = torch.tensor([3.0]).double(), torch.tensor([2.0]).double()
+    parameters = (torch.tensor([[x]]).double() for x in (mean, log_std))
+    action = (center + scale * units(1_000_000)).reshape(-1, 1, 1)
+    density = SquashedGaussian(*parameters, center, scale).log_prob(action).exp()
+    assert density.mean().item() * 4.0 == pytest.approx(1, abs=1e-3)
+
+
+def test_squashed_draws_with_their_log_probability_need_no_inversion():
+    ours, theirs = squashed(0, 500, 3)
+    torch.manual_seed(0)
+    action, log_prob = ours.rsample_and_log_prob()
+    within = ((action - CENTER) / SCALE).abs().amax(-1) < 1 - BAND
+    assert within.float().mean() > 0.95
+    for inverted in (theirs.log_prob(action).sum(-1), ours.log_prob(action)):
+        torch.testing.assert_close(log_prob[within], inverted[within], rtol=1e-3, atol=1e-3)
+    far = SquashedGaussian(torch.full((1, 1), 30.0), torch.zeros(1, 1), torch.zeros(1), torch.ones(1))
+    action, log_prob = far.rsample_and_log_prob()
+    assert action.item() == 1.0
+    assert log_prob.item() == pytest.approx(60, abs=10), "the slope of tanh at u is 4 exp(-2 u)"
+
+
+@pytest.mark.parametrize("box", ["squashed", "beta"])
+def test_actions_at_the_bounds_and_beyond_are_learned_from(box):
+    """Expert actions often lie there; nothing may become infinite, and the gradient leads there."""
+    head = action_head(BOX, 1, box)
+    for size in (0.0, 1.0, 20.0):
+        for sign in (-1.0, 1.0):
+            outputs = torch.full((1, 1, 4), -sign * size, requires_grad=True)
+            outputs.data[..., 2:] *= -1 if box == "beta" else 0
+            at, beyond = (head(outputs).log_prob(CENTER + sign * reach * SCALE) for reach in (1.0, 1.5))
+            assert at.isfinite().all()
+            assert torch.equal(at, beyond)
+            at.backward()
+            assert outputs.grad is not None
+            assert outputs.grad.isfinite().all()
+            assert (sign * outputs.grad[..., :2] > 0).all()
+
+
+@pytest.mark.parametrize("make", [squashed, beta])
+def test_entropy_and_kl_of_bounded_distributions_are_means_of_log_probabilities(make):
+    (ours, _), (other, _) = make(0, 1), make(10, 1)
+    draws = torch.stack([ours.sample(torch.Generator().manual_seed(i)) for i in range(40_000)])
+    log_prob = ours.log_prob(draws)
+    assert ours.entropy().item() == pytest.approx(-log_prob.mean().item(), abs=0.03)
+    assert ours.kl(other).item() == pytest.approx((log_prob - other.log_prob(draws)).mean().item(), rel=0.05)
+
+
+def test_gradients_pass_through_draws():
+    """The mean of many draws changes with a parameter as the distribution's mean does."""
+    zero, one, many = torch.zeros(1), torch.ones(1), (200_000, 1)
+    mean, alpha = torch.tensor([0.5], requires_grad=True), torch.tensor([3.0], requires_grad=True)
+    SquashedGaussian(mean.expand(many), zero, zero, one).rsample().mean().backward()
+    slope = 1 - (0.5 + torch.randn(many)).tanh().square()
+    assert mean.grad.item() == pytest.approx(slope.mean().item(), rel=0.02)
+    Beta(alpha.expand(many), (2 * one).expand(many), zero, one).rsample().mean().backward()
+    assert alpha.grad.item() == pytest.approx(2 * 2 / (3 + 2) ** 2, rel=0.02), "of the mean 2 a / (a + b) - 1"
+
+
+@pytest.mark.parametrize("box", ["gaussian", "squashed", "beta"])
+def test_draws_come_from_the_given_generator_alone(box):
+    distribution = action_head(BOX, 3, box)(normal(0, 7, 3, 2 if box == "gaussian" else 4))
+    assert isinstance(distribution, {"gaussian": Gaussian, "squashed": SquashedGaussian, "beta": Beta}[box])
+    before = torch.get_rng_state()
+    first, second = (distribution.sample(torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not first.requires_grad
+
+
+def test_modes_of_bounded_distributions():
+    one = torch.ones(1)
+    mean = torch.tensor([[0.3]])
+    assert SquashedGaussian(mean, mean, one * 2, one * 4).mode().item() == pytest.approx(2 + 4 * np.tanh(0.3))
+    assert Beta(torch.tensor([[3.0]]), torch.tensor([[2.0]]), one * 0, one).mode().item() == pytest.approx(1 / 3)
+    assert Beta(one, one, one * 5, one).mode().item() == 5.0, "all are as likely: the middle"
+
+
+def test_bounded_distributions_start_wide_and_stay_bounded():
+    head = action_head(BOX, 1, "squashed")
+    spread = [head(torch.full((1, 4), raw)).log_std[0, 0].item() for raw in (-100.0, 0.0, 100.0)]
+    assert spread == pytest.approx([-5.0, -0.5, 2.0])
+    start = action_head(BOX, 1, "beta")(torch.zeros(1, 4))
+    assert start.alpha.min() == start.beta.max() == pytest.approx(1 + np.log(2))
+    assert (action_head(BOX, 1, "beta")(torch.full((1, 4), -1e3)).alpha == 1).all()
+
+
+def test_bounded_distributions_need_bounds():
+    half = spaces.Box(np.float32([0, 0]), np.float32([1, np.inf]))
+    for box in ("squashed", "beta"):
+        with pytest.raises(ValueError, match=rf"policy\.box={box} needs bounds.*choose policy\.box=gaussian"):
+            action_head(half, 1, box)
+    with pytest.raises(ValueError, match=r"policy\.box=gamma: choose one of gaussian, squashed, beta"):
+        action_head(BOX, 1, "gamma")
 
 
 def test_discriminators_see_actions_as_the_environment_takes_them():

@@ -1,8 +1,19 @@
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
-from magail.networks import CACHED_ROWS, Critic, RunningNormalizer, StackedMLP, Tanh
+from magail.networks import (
+    CACHED_ROWS,
+    Critic,
+    Encoder,
+    ImageLayout,
+    RunningNormalizer,
+    StackedMLP,
+    Tanh,
+    image_layout,
+    obs_normalizer,
+)
 from magail.types import AgentGroup
 
 
@@ -103,4 +114,122 @@ def test_the_critic_sees_everyone_and_values_each():
     assert {name: tuple(value.shape) for name, value in values.items()} == {"a": (5, 2), "b": (5, 1)}
     values["a"][:, 0].sum().backward()
     assert (obs["a"].grad != 0).all()
+    assert (obs["b"].grad != 0).all()
+
+
+def image(*shape, dtype=np.uint8):
+    return spaces.Box(0, 255, shape, dtype)
+
+
+LAST, FIRST = ImageLayout((12, 9, 3), True), ImageLayout((3, 12, 9), False)
+
+
+@pytest.mark.parametrize(
+    ("space", "encoder", "layout"),
+    [
+        (image(12, 9, 3), "auto", LAST),
+        (image(3, 12, 9, dtype=np.float32), "auto", FIRST),
+        (image(8, 8, 8), "auto", ImageLayout((8, 8, 8), True)),
+        (image(12, 9, 3), "mlp", None),
+        (image(7, 7, 3), "auto", None),
+        (image(7, 7, 3), "cnn", ImageLayout((7, 7, 3), True)),
+        (image(12, 9), "cnn", None),
+        (spaces.Discrete(300), "cnn", None),
+    ],
+)
+def test_what_counts_as_an_image(space, encoder, layout):
+    assert image_layout(space, encoder) == layout
+
+
+def test_layouts_know_their_axes():
+    for layout in (LAST, FIRST):
+        assert layout.channels == 3
+        assert layout.sides == (12, 9)
+
+
+def test_unknown_encoder_lists_the_known():
+    with pytest.raises(ValueError, match="encoder=resnet: choose one of auto, mlp, cnn"):
+        Encoder(image(12, 9, 3), 1, "resnet")
+
+
+def test_vectors_stay_as_they_are():
+    encoder, obs = Encoder(spaces.Box(-1, 1, (5,)), 2, "cnn"), torch.randn(4, 2, 5)
+    assert encoder(obs) is obs
+    assert encoder.out_features == 5
+    assert not list(encoder.parameters())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("batch", [(), (6,), (4, 6)])
+def test_encoders_side_by_side_are_those_of_each_agent(shared, batch):
+    """Layer by layer, as one agent's own convolutions would compute it."""
+    encoder = Encoder(image(12, 9, 2), 3, "auto", [4, 5, 6], shared)
+    convolutions = [layer for layer in encoder.layers if isinstance(layer, torch.nn.Conv2d)]
+    for convolution in convolutions:
+        torch.nn.init.normal_(convolution.bias)
+    obs = torch.rand(*batch, 3, 12 * 9 * 2)
+    features = encoder(obs)
+    assert features.shape == (*batch, 3, encoder.out_features)
+    assert encoder.out_features == 6 * 3 * 3, "12 x 9, 6 x 5, 3 x 3; stride 1 where the shorter side is 4 or less"
+    for agent in range(3):
+        x = obs[..., agent, :].reshape(-1, 12, 9, 2).movedim(-1, 1)
+        for convolution, stride in zip(convolutions, (2, 2, 1), strict=True):
+            part = slice(None) if shared else slice(*(np.array([agent, agent + 1]) * len(convolution.weight) // 3))
+            if stride == 1:
+                assert min(x.shape[-2:]) <= 4
+            x = torch.conv2d(x, convolution.weight[part], convolution.bias[part], stride, 1).relu()
+        torch.testing.assert_close(features[..., agent, :], x.reshape(*batch, -1), rtol=1e-4, atol=1e-5)
+
+
+def test_encoders_of_agents_start_orthogonal_and_different():
+    first, second = Encoder(image(9, 9, 3), 2, "auto", [4]).layers[0].weight.flatten(1).chunk(2)
+    for kernels in (first, second):
+        torch.testing.assert_close(kernels @ kernels.mT, 2 * torch.eye(4))
+    assert not torch.equal(first, second)
+
+
+def test_many_images_are_encoded_in_parts():
+    encoder, obs = Encoder(image(3, 8, 8), 2, "auto", [4]), torch.rand(Encoder.CACHED_IMAGES + 3, 2, 192)
+    with torch.no_grad():
+        parts = encoder(obs)
+    torch.testing.assert_close(parts, encoder(obs))
+
+
+def test_images_with_channels_first_are_read_so():
+    last, first = (Encoder(image(*shape), 2, "auto", [4, 5]) for shape in ((12, 9, 3), (3, 12, 9)))
+    first.load_state_dict(last.state_dict())
+    images = torch.rand(7, 2, 12, 9, 3)
+    torch.testing.assert_close(last(images.flatten(2)), first(images.movedim(-1, -3).flatten(2)))
+
+
+def test_images_are_normalised_by_their_bounds():
+    shifted = spaces.Box(np.full((8, 8, 3), -1.0, np.float32), np.full((8, 8, 3), 3.0, np.float32))
+    normalizer = obs_normalizer(shifted, "auto")
+    normalizer.update(torch.full((5, 192), 2.0), torch.ones(5, 1, dtype=torch.bool))
+    assert normalizer(torch.tensor([-1.0, 0.0, 3.0]).repeat(64)).reshape(64, 3).unique(dim=0).tolist() == [[0, 0.25, 1]]
+    assert obs_normalizer(image(8, 8, 3), "auto")(torch.full((192,), 255.0)).unique().tolist() == [1.0]
+    constant = spaces.Box(np.zeros((8, 8, 3), np.float32), np.zeros((8, 8, 3), np.float32))
+    assert obs_normalizer(constant, "auto")(torch.zeros(192)).unique().tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("space", "encoder"),
+    [(image(8, 8, 3), "mlp"), (image(7, 7, 3), "auto"), (spaces.Box(-np.inf, np.inf, (8, 8, 3)), "auto")],
+)
+def test_all_else_is_normalised_by_statistics(space, encoder):
+    assert isinstance(obs_normalizer(space, encoder), RunningNormalizer)
+
+
+def test_the_critic_sees_everyones_image():
+    groups = [
+        AgentGroup("a", ("a_0", "a_1"), image(8, 8, 3), spaces.Discrete(2)),
+        AgentGroup("b", ("b_0",), spaces.Box(-1, 1, (4,)), spaces.Discrete(2)),
+    ]
+    critic = Critic(groups, [8], "tanh", 100.0, "auto", [4])
+    assert sum(p.numel() for p in critic.encoders["a"].parameters()) == 4 * 3 * 9 + 4, "one for both agents"
+    obs = {"a": torch.rand(5, 2, 192, requires_grad=True), "b": torch.rand(5, 1, 4, requires_grad=True)}
+    values = critic(obs)
+    assert {name: tuple(value.shape) for name, value in values.items()} == {"a": (5, 2), "b": (5, 1)}
+    values["a"][:, 0].sum().backward()
+    assert (obs["a"].grad != 0).flatten(2).any(-1).all()
     assert (obs["b"].grad != 0).all()

@@ -1,10 +1,21 @@
+import json
+
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from gymnasium import spaces
+from hydra import compose, initialize_config_module
 
 from magail import checkpoint
+from magail.config import build
+from magail.generators.bc import BehavioralCloning
+from magail.networks import BoundsNormalizer, RunningNormalizer
 from magail.policy import MostLikely, Policy, RandomPolicy, load_policy
-from tests.toy import TWO_SIDES, groups_of, random_batch
+from magail.types import AgentGroup
+from tests.learning.test_imitation import demonstrations_of, fresh_return
+from tests.test_ppo import OPTIONS, ppo, returns_after
+from tests.toy import TWO_SIDES, ToyEnv, Walk, groups_of, random_batch
 
 
 @pytest.fixture
@@ -25,6 +36,24 @@ def test_a_policy_rebuilds_itself_from_its_file(policy, tmp_path):
         loaded = load_policy(path, TWO_SIDES)
         assert same(policy, loaded)
         assert loaded.architecture == policy.architecture
+
+
+def test_policies_of_before_there_were_other_boxes_and_encoders_load(tmp_path):
+    policy = Policy(TWO_SIDES, (8,))
+    architecture = {key: policy.architecture[key] for key in ("hidden_sizes", "activation", "share_parameters")}
+    metadata = {"architecture": json.dumps(architecture), "agents": json.dumps(policy.description()["agents"])}
+    safetensors.torch.save_file(policy.state_dict(), tmp_path / "old.safetensors", metadata)
+    assert same(policy, load_policy(tmp_path / "old.safetensors", TWO_SIDES))
+
+
+@pytest.mark.parametrize("box", ["squashed", "beta"])
+def test_policies_with_other_boxes_rebuild_themselves(box, tmp_path):
+    policy = Policy(TWO_SIDES, (8,), box=box)
+    policy.save(tmp_path / "policy.safetensors")
+    loaded = load_policy(tmp_path, TWO_SIDES)
+    assert loaded.architecture["box"] == box
+    obs = random_batch(TWO_SIDES, 4).field("obs")
+    assert torch.equal(policy.distributions(obs)["sheep"].mode(), loaded.distributions(obs)["sheep"].mode())
 
 
 def test_a_policy_rebuilds_itself_from_a_checkpoint(policy, tmp_path):
@@ -98,3 +127,100 @@ def test_random_policy_acts_in_every_space():
     assert set(action["wolf"].flatten().tolist()) == {0, 1, 2}
     assert action["sheep"].shape == (100, 1, 2)
     assert log_prob["sheep"].shape == (100, 1)
+
+
+CLONING = {"batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.0, "evaluate_every": 1000, "coefficient": 0.0}
+
+
+def cloned(env, policy, demonstrations, steps):
+    """The policy after cloning for ``steps`` gradient steps."""
+    BehavioralCloning(policy, demonstrations, None, steps=steps, **CLONING).fit(lambda step, info: None)
+    return policy
+
+
+@pytest.mark.parametrize("box", ["squashed", "beta"])
+def test_other_boxes_clone_an_expert_that_acts_at_the_bounds(box):
+    torch.manual_seed(0)
+    env = Walk()
+    demonstrations = demonstrations_of(env, 30)
+    assert (demonstrations.transitions.groups["walker"].action.abs() == 1).any()
+    policy = cloned(env, Policy(env.groups, (32,), box=box), demonstrations, 600)
+    assert fresh_return(env, policy) > -3.0  # the best is about -0.6, chance about -14
+
+
+@pytest.mark.parametrize(("box", "floor"), [("squashed", -2.0), ("beta", -4.0)])
+def test_other_boxes_learn_from_rewards(box, floor):
+    torch.manual_seed(0)
+    env = Walk()
+    assert returns_after(env, ppo(env.groups, policy=OPTIONS["policy"] | {"box": box}), 60) > floor
+
+
+class BrightPixel(ToyEnv):
+    """Two agents each see a dim image of noise with one bright pixel, and must say in which half it lies."""
+
+    def __init__(self, num_envs: int = 32, length: int = 5) -> None:
+        image = spaces.Box(0, 255, (8, 10, 3), np.uint8)
+        super().__init__((AgentGroup("eye", ("eye_0", "eye_1"), image, spaces.Discrete(2)),), num_envs, length)
+
+    def begin(self, seeds):
+        self.rngs = [np.random.default_rng(seed) for seed in seeds]
+        self.draw()
+
+    def draw(self):
+        pixels = np.array([rng.integers(0, 128, (2, 8, 10, 3)) for rng in self.rngs], np.float32)
+        row, column = np.array([rng.integers(0, (8, 10), (2, 2)) for rng in self.rngs]).transpose(2, 0, 1)  # [E, A]
+        pixels[np.arange(self.num_envs)[:, None], np.arange(2), row, column] = 255
+        self.images, self.right = torch.as_tensor(pixels).flatten(2), torch.as_tensor(column >= 5)
+
+    def observe(self):
+        return self.images
+
+    def play(self, action):
+        reward = (action.squeeze(-1) == self.right).float()
+        self.draw()
+        return reward
+
+    def expert_action(self):
+        return {"eye": self.right.long().unsqueeze(-1)}
+
+
+@pytest.mark.parametrize("share_parameters", [False, True])
+def test_images_are_cloned(share_parameters):
+    torch.manual_seed(0)
+    env = BrightPixel()
+    policy = Policy(env.groups, (32,), "tanh", share_parameters, encoder="auto", channels=(8, 16))
+    assert isinstance(policy.normalizers["eye"], BoundsNormalizer)
+    cloned(env, policy, demonstrations_of(env, 200), 300)
+    assert fresh_return(env, policy) > 4.7  # of 5; chance is 2.5
+
+
+def test_images_are_learned_from_rewards():
+    torch.manual_seed(0)
+    env = BrightPixel()
+    images = {"encoder": "auto", "channels": [8, 16]}
+    options = {"policy": OPTIONS["policy"] | images, "critic": OPTIONS["critic"] | images}
+    assert returns_after(env, ppo(env.groups, **options), 40) > 4.5
+
+
+def test_an_image_policy_rebuilds_itself(tmp_path):
+    env = BrightPixel(4)
+    env.reset(iter(range(100)))
+    policy = Policy(env.groups, (8,), encoder="cnn", channels=(4,))
+    policy.save(tmp_path / "policy.safetensors")
+    distributions = (p.distributions(env.obs)["eye"].log_probs[0] for p in (policy, load_policy(tmp_path, env.groups)))
+    torch.testing.assert_close(*distributions, rtol=0, atol=0)
+
+
+def test_pursuits_small_images_are_vectors_unless_asked_otherwise():
+    with initialize_config_module("magail_conf", version_base="1.3"):
+        cfg = compose("config", ["env=pursuit", "env.evaluate.num_envs=1", "env.evaluate.workers=0"])
+    env = build(cfg.env.evaluate)
+    env.reset(iter(range(10)))
+    assert {space.shape for group in env.groups if (space := group.observation_space)} == {(7, 7, 3)}
+    for encoder, layout, normalizer in (("auto", None, RunningNormalizer), ("cnn", (7, 7, 3), BoundsNormalizer)):
+        policy = Policy(env.groups, (8,), encoder=encoder)
+        for name, actor in policy.actors.items():
+            assert getattr(actor.encoder.layout, "shape", None) == layout
+            assert isinstance(policy.normalizers[name], normalizer)
+        env.step(policy.act(env.obs)[0])
+    env.close()
