@@ -22,12 +22,14 @@ INJECTED = {  # what `magail` passes besides the YAML, by the target's beginning
     "magail.discriminators.priors": {"groups"},
     "magail.policy.Policy": {"groups"},
     "magail.networks.Critic": {"groups"},
+    "magail.generators.q_networks": {"groups"},
     "magail.logger.Logger": {"run_dir", "total", "config"},
 }
-PASSED_ON = {
-    "policy": "magail.policy.Policy",
-    "critic": "magail.networks.Critic",
-}  # of generators
+PASSED_ON = {  # dictionaries of generators whose keys are another callable's arguments
+    ("magail.generators", "policy"): "magail.policy.Policy",
+    ("magail.generators", "critic"): "magail.networks.Critic",
+    ("magail.generators.sac", "critic"): "magail.generators.q_networks.TwinCritics",
+}
 
 
 def composed(*overrides, name="config"):
@@ -49,8 +51,9 @@ def parts(cfg):
     if "_target_" in cfg:
         target = cfg._target_
         yield target, {str(key) for key in cfg if not str(key).startswith("_")}
-        for key in PASSED_ON.keys() & cfg.keys():
-            yield PASSED_ON[key], {str(k) for k in cfg[key]}
+        taken_by = {key: other for (start, key), other in PASSED_ON.items() if target.startswith(start) and key in cfg}
+        for key, other in taken_by.items():
+            yield other, set(map(str, cfg[key]))
 
 
 ALL = [f"{group}={choice}" for group in ("generator", "discriminator", "logger", "env") for choice in choices(group)]
