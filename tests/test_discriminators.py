@@ -385,7 +385,8 @@ def test_airl_logits_in_closed_form(prior):
     after = discriminator.prior.h(moved)
     for name, group in batch.groups.items():
         f = g[name] + 0.9 * after[name] * ~group.terminated - h[name]
-        torch.testing.assert_close(discriminator.learned_reward(rollout)[name].flatten(0, 1), f)
+        torch.testing.assert_close(discriminator.prior(batch)[name], f)
+        torch.testing.assert_close(discriminator.learned_reward(rollout)[name].flatten(0, 1), g[name])
         torch.testing.assert_close(discriminator.reward(rollout)[name].flatten(0, 1), f - group.log_prob)
         torch.testing.assert_close(discriminator.reward(batch)[name], f - group.log_prob)
 
@@ -523,13 +524,13 @@ def test_a_learned_reward_is_kept_and_used_again(prior, airl_discount, tmp_path)
     discriminator.update(random_batch(TWO_SIDES, 8, 8), discriminator_source(), Policy(TWO_SIDES))
     discriminator.save(tmp_path)
     rollout = random_batch(TWO_SIDES, 3, 4)
-    learned = LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=bool(airl_discount))
+    learned = LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=False)
     for name, reward in learned.reward(rollout).items():
         torch.testing.assert_close(reward, discriminator.learned_reward(rollout)[name])
     if airl_discount:
-        state_alone = LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=False)
-        g = discriminator.prior.g(rollout.flatten())["wolf"].unflatten(0, (3, 4))
-        torch.testing.assert_close(state_alone.reward(rollout)["wolf"], g)
+        shaped = LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=True)
+        f = discriminator.prior(rollout.flatten())["wolf"].unflatten(0, (3, 4))
+        torch.testing.assert_close(shaped.reward(rollout)["wolf"], f)
     else:
         with pytest.raises(ValueError, match="only AIRL's reward has a shaping term"):
             LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=True)

@@ -134,10 +134,10 @@ class Discriminator:
 
     @torch.no_grad()
     def learned_reward(self, batch: JointTransition) -> ByGroup:
-        """What is to be compared with the true reward, of a rollout ``[T, E]``: AIRL's f, else `reward`."""
-        if not self.airl:
+        """What stands for the true reward of a rollout ``[T, E]``: AIRL's g, else `reward`."""
+        if not isinstance(self.prior, Shaped):
             return self.reward(batch)
-        return {name: x.unflatten(0, batch.batch_shape) for name, x in self.prior(batch.flatten()).items()}
+        return {name: x.unflatten(0, batch.batch_shape) for name, x in self.prior.g(batch.flatten()).items()}
 
     def _unscaled(self, batch: JointTransition) -> ByGroup:
         """Rewards of a batch ``[B]``, clipped."""
