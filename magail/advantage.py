@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def goes_on(terminated: Tensor, truncated: Tensor, mask: Tensor) -> Tensor:
+    """Whether what the agent did belongs to the same life as its next step; all are bool of one shape."""
+    return mask & ~(terminated | truncated)
+
+
 def gae(
     reward: Tensor,
     value: Tensor,
@@ -24,7 +29,7 @@ def gae(
     the agent terminated or was truncated. Rows of dead agents (``mask`` false) are zero.
     """
     delta = (reward + gamma * next_value * ~terminated - value) * mask
-    carry = gamma * gae_lambda * ~(terminated | truncated) * mask
+    carry = gamma * gae_lambda * goes_on(terminated, truncated, mask)
     advantage = torch.empty_like(delta)
     following = torch.zeros_like(delta[0])
     for t in reversed(range(len(delta))):

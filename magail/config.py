@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -116,7 +117,8 @@ def check(cfg: DictConfig) -> None:
         OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as error:
         raise ValueError(f"the configuration does not fit: {error}; see conf/config.yaml for every key") from error
-    numbers = {key: OmegaConf.select(cfg, key) for key in AT_LEAST_0 + AT_LEAST_1}
+    select = functools.partial(OmegaConf.select, cfg)
+    numbers = {key: select(key) for key in AT_LEAST_0 + AT_LEAST_1}
     check_range({key: numbers[key] for key in AT_LEAST_0}, 0)
     check_range({key: numbers[key] for key in AT_LEAST_1}, 1)
     if cfg.threads is not None:
@@ -138,6 +140,12 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.start_from_demonstrations > 0 and not cfg.demonstrations.count:
         raise ValueError("start_from_demonstrations needs demonstrations: set demonstrations.count, or set it to 0")
+    asks_policy = select("discriminator.airl_discount") is not None or "ZeroSum" in str(select("discriminator.prior"))
+    if select("generator.policy.recurrent") and asks_policy:
+        raise ValueError(
+            "AIRL and the zero-sum prior ask the policy about lone steps, but a recurrent one acts on all that it saw: "
+            "set generator.policy.recurrent=0, or choose another discriminator"
+        )
     if cfg.matmul_precision not in MATMUL_PRECISIONS:
         raise ValueError(f"matmul_precision={cfg.matmul_precision} must be one of {', '.join(MATMUL_PRECISIONS)}")
     if cfg.checkpoint.best_is not in ("min", "max"):

@@ -139,6 +139,10 @@ class Demonstrations:
         return len(self.lengths)
 
     @property
+    def _device(self) -> torch.device:
+        return next(iter(self.transitions.groups.values())).mask.device
+
+    @property
     def num_steps(self) -> int:
         """S."""
         return self.transitions.batch_shape[0]
@@ -205,6 +209,26 @@ class Demonstrations:
         device = living.device if generator is None else generator.device
         picks = torch.randint(len(living), (batch_size,), generator=generator, device=device)
         return self.transitions.rows(living[picks.to(living.device)])
+
+    def episodes(self, indices: Sequence[int]) -> JointTransition:
+        """Whole episodes side by side, ``[B, T]``: with zeros and ``mask`` False after the end of the shorter ones."""
+        lengths = self.lengths[indices]
+        first = (self.lengths.cumsum(0) - self.lengths)[indices]
+        clock = torch.arange(int(lengths.max()))
+        inside = clock < lengths.unsqueeze(1)  # [B, T]
+        rows = (first.unsqueeze(1) + clock * inside).flatten().to(self._device)
+        inside = inside.to(self._device)
+
+        def pad(x: Tensor) -> Tensor:
+            x = x.unflatten(0, inside.shape)
+            return x * inside.view(*inside.shape, *[1] * (x.ndim - 2))
+
+        return self.transitions.rows(rows).map(pad)
+
+    def sample_episodes(self, steps: int) -> JointTransition:
+        """`episodes` drawn uniformly and with replacement, as many as have about ``steps`` steps: ``[B, T]``."""
+        count = max(round(steps * len(self) / self.num_steps), 1)
+        return self.episodes(torch.randint(len(self), (count,)).tolist())
 
     def to(self, device: torch.device) -> Demonstrations:
         """These, with the transitions on ``device``."""

@@ -25,7 +25,7 @@ from magail.files import locate
 from magail.policy import Acting, MostLikely, Policy, RandomPolicy, load_policy
 from magail.render import side_by_side
 from magail.report import results_table, summarize
-from magail.rollout import play_episodes
+from magail.rollout import Player, play_episodes
 from magail.statistics import mean_interval
 from magail.types import BatchedEnv
 
@@ -84,11 +84,11 @@ class Evaluator:
 
     def _film(self, env: BatchedEnv, policy: Acting, seed: int) -> list[np.ndarray]:
         env.reset(itertools.repeat(seed))
-        frames, done, generator, acting = [], False, self._generator(), self._acting(policy)
+        frames, done, generator, player = [], False, self._generator(), Player(self._acting(policy))
         while not done:
             frames.append(env.render())
-            action, _ = acting.act(env.obs, generator)
-            done = bool(env.step(action).done)
+            _, _, step = player.step(env, generator)
+            done = bool(step.done)
         return frames
 
     def close(self) -> None:

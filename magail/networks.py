@@ -14,6 +14,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from magail.distributions import Distribution, action_head
+from magail.ranges import check_range
 from magail.types import AgentGroup, ByGroup, JointTransition
 
 
@@ -121,6 +122,58 @@ class StackedMLP(nn.Module):
             outputs = torch.cat([self.layers(rows) for rows in by_net.split(CACHED_ROWS, -1)], -1)
         outputs = outputs.permute(2, 0, 1)  # [N, A, H]
         return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
+
+
+class StackedGRU(nn.Module):
+    """``num_nets`` gated recurrent units side by side, each as torch.nn.GRUCell (Cho et al. 2014, arXiv 1406.1078).
+
+    What a net puts out, **H** numbers, is also all it remembers. Sequences ``[B, T]`` come batch first, and are looped
+    over in time alone. ``share_parameters`` is as in `StackedMLP`. The matrices of each gate start orthogonal.
+
+    Raises:
+        ValueError: ``units`` below 0.
+    """
+
+    def __init__(self, num_nets: int, in_features: int, units: int, share_parameters: bool = False) -> None:
+        super().__init__()
+        check_range({"recurrent": units}, 0)
+        self.num_nets, self.units = num_nets, units
+        self.input = StackedLinear(num_nets, in_features, 3 * units, 1.0, share_parameters, False)
+        self.hidden = StackedLinear(num_nets, units, 3 * units, 1.0, share_parameters, share_parameters)
+        for layer in (self.input, self.hidden):
+            for gates in layer.weight.data:
+                for gate in gates.chunk(3, -1):
+                    nn.init.orthogonal_(gate)
+
+    def nothing(self, batch: int) -> Tensor:
+        """The memory ``[B, A, H]`` with which an episode begins."""
+        return self.hidden.weight.new_zeros(batch, self.num_nets, self.units)
+
+    def step(self, x: Tensor, memory: Tensor) -> Tensor:
+        """One step: ``x [B, A, F]`` after ``memory [B, A, H]`` to outputs ``[B, A, H]``."""
+        return self._cell(self.input(x.permute(1, 2, 0)), memory.permute(1, 2, 0)).permute(2, 0, 1)
+
+    def forward(self, x: Tensor, memory: Tensor, going_on: Tensor) -> Tensor:
+        """Sequences: ``x [B, T, A, F]`` after ``memory [B, A, H]`` to outputs ``[B, T, A, H]``.
+
+        Where ``going_on [B, T, A]`` (bool) is false the net begins its next step with no memory.
+        """
+        batch, steps = x.shape[:2]
+        inputs = self.input(x.permute(2, 3, 1, 0).flatten(2)).unflatten(-1, (steps, batch))  # [A, 3 H, T, B]
+        hidden, outputs = memory.permute(1, 2, 0), []  # [A, H, B]
+        # not by index: the gradient of T slices would be T times the whole
+        for now, kept in zip(inputs.unbind(2), going_on.permute(1, 2, 0).unbind(), strict=True):
+            outputs.append(self._cell(now, hidden))
+            hidden = outputs[-1] * kept.unsqueeze(1)
+        return torch.stack(outputs).permute(3, 0, 1, 2)
+
+    def _cell(self, inputs: Tensor, hidden: Tensor) -> Tensor:
+        """``[A, 3 H, B]`` and ``[A, H, B]`` to ``[A, H, B]``; gates in torch's order: reset, update, new."""
+        from_input, new_input = inputs.split([2 * self.units, self.units], 1)
+        from_hidden, new_hidden = self.hidden(hidden).split([2 * self.units, self.units], 1)
+        reset, update = (from_input + from_hidden).sigmoid().chunk(2, 1)
+        new = _Tanh.apply(torch.addcmul(new_input, reset, new_hidden))
+        return torch.lerp(new, hidden, update)
 
 
 class RunningNormalizer(nn.Module):
@@ -308,6 +361,10 @@ class Actor(nn.Module):
     """The decentralized actors of one group: normalised observations ``[..., A, O]`` to a distribution over actions.
 
     ``box`` chooses the distribution over a Box (`action_head`); ``encoder`` and ``channels`` are `Encoder`'s.
+    ``recurrent`` is the number of GRU units between encoder and MLP (H), 0 for none.
+
+    Raises:
+        ValueError: recurrent actors are asked about lone steps.
     """
 
     def __init__(
@@ -319,16 +376,35 @@ class Actor(nn.Module):
         box: str,
         encoder: str,
         channels: Sequence[int],
+        recurrent: int,
     ) -> None:
         super().__init__()
         self.head = action_head(group.action_space, group.num_agents, box)
         self.encoder = Encoder(group.observation_space, group.num_agents, encoder, channels, share_parameters)
-        sizes = (self.encoder.out_features, hidden_sizes, self.head.num_outputs)
+        features = self.encoder.out_features
+        self.gru = StackedGRU(group.num_agents, features, recurrent, share_parameters) if recurrent else None
+        sizes = (recurrent or features, hidden_sizes, self.head.num_outputs)
         # a small last layer starts the policy near uniform, where PPO's ratio is best behaved
         self.mlp = StackedMLP(group.num_agents, *sizes, activation, 0.01, share_parameters)
 
     def forward(self, obs: Tensor) -> Distribution:
+        if self.gru is not None:
+            raise ValueError(
+                "a recurrent policy acts on all that it saw before, but was asked about lone steps, as AIRL and the "
+                "zero-sum prior ask: set generator.policy.recurrent=0, or choose another discriminator"
+            )
         return self.head(self.mlp(self.encoder(obs)))
+
+    def step(self, obs: Tensor, memory: Tensor) -> tuple[Distribution, Tensor]:
+        """Recurrent: one step ``[B, A, O]`` after ``memory [B, A, H]``, and the memory after it."""
+        assert self.gru is not None
+        memory = self.gru.step(self.encoder(obs), memory)
+        return self.head(self.mlp(memory)), memory
+
+    def along(self, obs: Tensor, memory: Tensor, going_on: Tensor) -> Distribution:
+        """Recurrent: sequences ``[B, T, A, O]`` (`StackedGRU.forward`)."""
+        assert self.gru is not None
+        return self.head(self.mlp(self.gru(self.encoder(obs), memory, going_on)))
 
 
 class Critic(nn.Module):
@@ -336,7 +412,8 @@ class Critic(nn.Module):
 
     The network predicts returns in running units of their own scale (one per agent). ``value_horizon`` is the number of
     steps after which old returns fade from that scale: the average return drifts as the discriminator learns.
-    ``encoder`` and ``channels`` are `Encoder`'s; agents of a group share one.
+    ``encoder`` and ``channels`` are `Encoder`'s; agents of a group share one. ``recurrent`` is the number of GRU units
+    between encoders and MLP (H), 0 for none; they remember an episode as long as any agent lives.
     """
 
     def __init__(
@@ -347,24 +424,61 @@ class Critic(nn.Module):
         value_horizon: float,
         encoder: str = "mlp",
         channels: Sequence[int] = CHANNELS,
+        recurrent: int = 0,
     ) -> None:
         super().__init__()
+        self.recurrent = recurrent
         self.sizes = {group.name: group.num_agents for group in groups}
         self.encoders = module_dict(
             {g.name: Encoder(g.observation_space, g.num_agents, encoder, channels, True) for g in groups}
         )
         joint_dim = sum(n * self.encoders[name].out_features for name, n in self.sizes.items())
-        self.mlp = StackedMLP(1, joint_dim, hidden_sizes, sum(self.sizes.values()), activation)
+        self.gru = StackedGRU(1, joint_dim, recurrent) if recurrent else None
+        self.mlp = StackedMLP(1, recurrent or joint_dim, hidden_sizes, sum(self.sizes.values()), activation)
         self.scales = module_dict({name: RunningNormalizer((n,), value_horizon) for name, n in self.sizes.items()})
 
-    def forward(self, obs: ByGroup) -> ByGroup:
-        """Values in running units."""
-        features = [encoder(obs[name]).flatten(-2) for name, encoder in self.encoders.items()]
-        joint = torch.cat(features, -1)  # [..., sum A * F]
-        values = self.mlp(joint.unsqueeze(-2)).squeeze(-2)  # [..., sum A]
-        return dict(zip(self.sizes, values.split(list(self.sizes.values()), dim=-1), strict=True))
+    def forward(self, obs: ByGroup, memory: Tensor | None = None, going_on: ByGroup | None = None) -> ByGroup:
+        """Values in running units: of any steps, or if recurrent of sequences ``[B, T]`` after ``memory [B, 1, H]``."""
+        joint = self._joint(obs)
+        if self.gru is not None:
+            assert memory is not None
+            assert going_on is not None
+            joint = self.gru(joint, memory, _any_going_on(going_on))
+        return self._by_group(joint)
 
     @torch.no_grad()
     def values(self, obs: ByGroup) -> ByGroup:
         """Values in the rewards' own units."""
-        return {name: self.scales[name].inverse(value) for name, value in self(obs).items()}
+        return self._in_units(self(obs))
+
+    @torch.no_grad()
+    def values_along(
+        self, obs: ByGroup, next_obs: ByGroup, memory: Tensor, going_on: ByGroup
+    ) -> tuple[ByGroup, ByGroup, Tensor]:
+        """Recurrent: values of sequences ``[B, T]`` and of their successors, and the memory ``[B, 1, H]`` after them.
+
+        A successor is seen with the memory after its step, also where the episode ends and the sequence goes on with
+        another.
+        """
+        assert self.gru is not None
+        kept = _any_going_on(going_on)
+        seen = self.gru(self._joint(obs), memory, kept)  # [B, T, 1, H]
+        then = self.gru.step(self._joint(next_obs).flatten(0, 1), seen.flatten(0, 1)).view_as(seen)
+        values, next_values = (self._in_units(self._by_group(x)) for x in (seen, then))
+        return values, next_values, seen[:, -1] * kept[:, -1].unsqueeze(-1)
+
+    def _joint(self, obs: ByGroup) -> Tensor:
+        """``[..., 1, sum A * F]``"""
+        return torch.cat([encoder(obs[name]).flatten(-2) for name, encoder in self.encoders.items()], -1).unsqueeze(-2)
+
+    def _by_group(self, joint: Tensor) -> ByGroup:
+        values = self.mlp(joint).squeeze(-2)  # [..., sum A]
+        return dict(zip(self.sizes, values.split(list(self.sizes.values()), dim=-1), strict=True))
+
+    def _in_units(self, values: ByGroup) -> ByGroup:
+        return {name: self.scales[name].inverse(value) for name, value in values.items()}
+
+
+def _any_going_on(going_on: ByGroup) -> Tensor:
+    """``[B, T, A]`` a group to ``[B, T, 1]``."""
+    return torch.cat(list(going_on.values()), -1).any(-1, keepdim=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from magail import checkpoint
-from magail.advantage import masked_mean
+from magail.advantage import goes_on, masked_mean
 from magail.distributions import Distribution, action_head
 from magail.files import replacing
 from magail.networks import CHANNELS, Actor, module_dict, obs_normalizer, update_normalizers
@@ -33,9 +33,14 @@ class Policy(nn.Module):
     at hand the normaliser takes theirs once and keeps them (`fit_normalizer`), so that discriminator and policy look at
     the same fixed features (Orsini et al. 2021, 2106.00672); otherwise they run along with training (`observe`).
 
+    With ``recurrent`` GRU units (H) an agent acts on all that it has observed in its episode. What it remembers,
+    ``[..., A, H]`` a group, is kept by who plays (`magail.rollout.Player`), not here: a policy can play in several
+    environments. The policy then has distributions for the next step of a memory (`step`) and for sequences
+    (`distributions_of_normalized`), but none for lone steps.
+
     Raises:
-        ValueError: an unknown ``activation``, ``box`` or ``encoder``, or a ``box`` that needs bounds where there are
-            none.
+        ValueError: an unknown ``activation``, ``box`` or ``encoder``, a ``box`` that needs bounds where there are none,
+            ``recurrent`` below 0; a recurrent policy asked about lone steps.
     """
 
     fixed: Tensor
@@ -49,9 +54,10 @@ class Policy(nn.Module):
         box: str = "gaussian",
         encoder: str = "mlp",
         channels: Sequence[int] = CHANNELS,
+        recurrent: int = 0,
     ) -> None:
         super().__init__()
-        self.groups = tuple(groups)
+        self.groups, self.recurrent = tuple(groups), recurrent
         self.architecture: dict[str, Any] = {
             "hidden_sizes": list(hidden_sizes),
             "activation": activation,
@@ -59,6 +65,7 @@ class Policy(nn.Module):
             "box": box,
             "encoder": encoder,
             "channels": list(channels),
+            "recurrent": recurrent,
         }
         self.actors = module_dict({g.name: Actor(g, **self.architecture) for g in groups})
         self.normalizers = module_dict({g.name: obs_normalizer(g.observation_space, encoder) for g in groups})
@@ -80,20 +87,54 @@ class Policy(nn.Module):
     def distributions(self, obs: ByGroup) -> dict[str, Distribution]:
         return self.distributions_of_normalized(self.normalize(obs))
 
-    def distributions_of_normalized(self, obs: ByGroup) -> dict[str, Distribution]:
-        """For who needs the normalised observations as well, as the critic does."""
-        return {name: actor(obs[name]) for name, actor in self.actors.items()}
+    def distributions_of_normalized(
+        self, obs: ByGroup, memory: ByGroup | None = None, going_on: ByGroup | None = None
+    ) -> dict[str, Distribution]:
+        """For who needs the normalised observations as well, as the critic does.
+
+        Of a recurrent policy ``obs`` are sequences ``[B, T, A, O]`` after ``memory [B, A, H]``; where ``going_on
+        [B, T, A]`` is false an agent begins its next step without memory.
+        """
+        if not memory:
+            return {name: actor(obs[name]) for name, actor in self.actors.items()}
+        assert going_on is not None
+        return {name: actor.along(obs[name], memory[name], going_on[name]) for name, actor in self.actors.items()}
+
+    def no_memory(self, batch: int) -> ByGroup:
+        """The memory ``[B, A, H]`` with which episodes begin; empty if the policy is not recurrent."""
+        return {name: actor.gru.nothing(batch) for name, actor in self.actors.items() if actor.gru is not None}
+
+    def step(self, obs: ByGroup, memory: ByGroup) -> tuple[dict[str, Distribution], ByGroup]:
+        """Of a recurrent policy: distributions for ``obs [B, A, O]`` after ``memory``, and the memory after it.
+
+        An empty ``memory`` is that of episodes that begin.
+        """
+        normalized = self.normalize(obs)
+        memory = memory or self.no_memory(len(next(iter(obs.values()))))
+        steps = {name: actor.step(normalized[name], memory[name]) for name, actor in self.actors.items()}
+        return {name: step[0] for name, step in steps.items()}, {name: step[1] for name, step in steps.items()}
 
     @torch.no_grad()
     def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:
         """Draw actions ``[..., A, U]`` and give their log-probabilities ``[..., A]``."""
-        distributions = self.distributions(obs)
-        action = {name: distribution.sample(generator) for name, distribution in distributions.items()}
-        return action, {name: distribution.log_prob(action[name]) for name, distribution in distributions.items()}
+        return _draw(self.distributions(obs), generator)
+
+    @torch.no_grad()
+    def act_after(
+        self, memory: ByGroup, obs: ByGroup, generator: torch.Generator | None = None
+    ) -> tuple[ByGroup, ByGroup, ByGroup]:
+        """As `act`, of a recurrent policy (`step`): also the memory after it."""
+        distributions, memory = self.step(obs, memory)
+        return *_draw(distributions, generator), memory
 
     def negative_log_likelihood(self, batch: JointTransition) -> Tensor:
-        """Mean of -log pi(a|s) over groups, steps and living agents: the behavioural cloning loss, in nats."""
-        distributions = self.distributions(batch.field("obs"))
+        """Mean of -log pi(a|s) over groups, steps and living agents: the behavioural cloning loss, in nats.
+
+        ``batch`` is of any shape, or for a recurrent policy of sequences ``[B, T]`` that begin with their episodes.
+        """
+        obs, memory = self.normalize(batch.field("obs")), self.no_memory(batch.batch_shape[0])
+        going_on = {name: goes_on(g.terminated, g.truncated, g.mask) for name, g in batch.groups.items() if memory}
+        distributions = self.distributions_of_normalized(obs, memory, going_on)
         losses = [masked_mean(-distributions[n].log_prob(g.action), g.mask) for n, g in batch.groups.items()]
         return torch.stack(losses).mean()
 
@@ -151,17 +192,36 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path}: not a policy written by magail ({error}); give one that a run wrote") from error
 
 
+Chosen = tuple[ByGroup, ByGroup]
+"""Actions ``[..., A, U]`` and their log-probabilities ``[..., A]``."""
+
+
+def _draw(distributions: dict[str, Distribution], generator: torch.Generator | None) -> Chosen:
+    action = {name: distribution.sample(generator) for name, distribution in distributions.items()}
+    return action, {name: distribution.log_prob(action[name]) for name, distribution in distributions.items()}
+
+
+def _most_likely(distributions: dict[str, Distribution]) -> Chosen:
+    action = {name: distribution.mode() for name, distribution in distributions.items()}
+    return action, {name: distribution.log_prob(action[name]) for name, distribution in distributions.items()}
+
+
 class MostLikely:
     """A policy that takes the most likely action of another one."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+        self.policy, self.recurrent = policy, policy.recurrent
 
     @torch.no_grad()
     def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:
-        distributions = self.policy.distributions(obs)
-        action = {name: distribution.mode() for name, distribution in distributions.items()}
-        return action, {name: distribution.log_prob(action[name]) for name, distribution in distributions.items()}
+        return _most_likely(self.policy.distributions(obs))
+
+    @torch.no_grad()
+    def act_after(
+        self, memory: ByGroup, obs: ByGroup, generator: torch.Generator | None = None
+    ) -> tuple[ByGroup, ByGroup, ByGroup]:
+        distributions, memory = self.policy.step(obs, memory)
+        return *_most_likely(distributions), memory
 
 
 class RandomPolicy:

@@ -4,11 +4,43 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from magail.policy import Acting
+from magail.advantage import goes_on
+from magail.policy import Acting, MostLikely, Policy
 from magail.types import BatchedEnv, ByGroup, JointTransition, Step, Transition, stack
+
+
+class Player:
+    """Plays a policy in the copies of one environment, and keeps what recurrent actors remember of their episodes.
+
+    One player is for one environment as long as its episodes go on; a new one remembers nothing.
+    """
+
+    def __init__(self, policy: Acting) -> None:
+        self.policy = policy
+        self.memory: ByGroup = {}  # [E, A, H]; empty at the beginning, and always if the policy is not recurrent
+
+    def step(self, env: BatchedEnv, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup, Step]:
+        """Act once in every copy: the actions ``[E, A, U]``, their log-probabilities ``[E, A]``, and what came back."""
+        mask = env.mask
+        if not isinstance(self.policy, (Policy, MostLikely)) or not self.policy.recurrent:
+            action, log_prob = self.policy.act(env.obs, generator)
+            return action, log_prob, env.step(action)
+        action, log_prob, memory = self.policy.act_after(self.memory, env.obs, generator)
+        step = env.step(action)
+        for name, alive in mask.items():
+            memory[name] *= goes_on(step.terminated[name], step.truncated[name], alive).unsqueeze(-1)
+        self.memory = memory
+        return action, log_prob, step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"memory": self.memory}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self.memory = {name: hidden.to(device) for name, hidden in state["memory"].items()}
 
 
 def _transition(obs: ByGroup, mask: ByGroup, action: ByGroup, log_prob: ByGroup, step: Step) -> JointTransition:
@@ -30,24 +62,26 @@ def _transition(obs: ByGroup, mask: ByGroup, action: ByGroup, log_prob: ByGroup,
     )
 
 
-def collect(env: BatchedEnv, policy: Acting, steps: int) -> tuple[JointTransition, dict[str, float]]:
+def collect(env: BatchedEnv, policy: Acting | Player, steps: int) -> tuple[JointTransition, dict[str, float]]:
     """Play on for ``steps`` steps in every copy: the rollout ``[T, E]``, and means over the episodes that ended in it.
 
-    ``train/return`` is the environment's return per agent, for logs only.
+    ``train/return`` is the environment's return per agent, for logs only. A recurrent policy remembers episodes that
+    began in earlier rollouts only through a `Player`.
     """
-    transitions, returns, lengths = [], [], []
+    player = policy if isinstance(policy, Player) else Player(policy)
+    memory, transitions, returns, lengths = player.memory, [], [], []
     for _ in range(steps):
         obs, mask = env.obs, env.mask
-        action, log_prob = policy.act(obs)
-        step = env.step(action)
+        action, log_prob, step = player.step(env)
         transitions.append(_transition(obs, mask, action, log_prob, step))
         returns.append(torch.cat(list(step.episode_return.values()), -1)[step.done].mean(-1))
         lengths.append(step.episode_length[step.done])
-    ended = torch.cat(returns)
+    ended, rollout = torch.cat(returns), stack(transitions)
+    rollout.memory = memory
     if not len(ended):
-        return stack(transitions), {}
+        return rollout, {}
     info = {"train/return": ended.mean().item(), "train/episode_length": torch.cat(lengths).double().mean().item()}
-    return stack(transitions), info
+    return rollout, info
 
 
 def play_episodes(
@@ -62,11 +96,11 @@ def play_episodes(
     returns: dict[int, torch.Tensor] = {}
     episodes: dict[int, JointTransition] = {}
     unfinished: list[list[JointTransition]] = [[] for _ in range(env.num_envs)]
+    player = Player(policy)
     env.reset(itertools.chain(seeds, itertools.repeat(seeds[-1])))
     while len(returns) < len(seeds):
         obs, mask = env.obs, env.mask
-        action, log_prob = policy.act(obs, generator)
-        step = env.step(action)
+        action, log_prob, step = player.step(env, generator)
         if record:
             transition = _transition(obs, mask, action, log_prob, step)
             for copy, steps in enumerate(unfinished):

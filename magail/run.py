@@ -16,15 +16,18 @@ from magail.evaluate import Evaluator, expert_policy
 from magail.logger import Logger
 from magail.policy import Acting, RandomPolicy, load_policy
 from magail.report import learning_curves, report_results
+from magail.rollout import Player
 from magail.types import BatchedEnv, Seeds
 
 
 class Run:
     """The state of a run outside its loop: where it stands, and how it is logged, stopped and taken up again."""
 
-    def __init__(self, cfg: DictConfig, run_dir: Path, generator: Any, discriminator: Any, seeds: Seeds) -> None:
+    def __init__(
+        self, cfg: DictConfig, run_dir: Path, generator: Any, discriminator: Any, player: Player, seeds: Seeds
+    ) -> None:
         self.cfg, self.run_dir = cfg, run_dir
-        self.generator, self.discriminator, self.seeds = generator, discriminator, seeds
+        self.generator, self.discriminator, self.player, self.seeds = generator, discriminator, player, seeds
         print(f"Run folder: {run_dir}")
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
         config = OmegaConf.to_container(cfg, resolve=True)
@@ -79,7 +82,12 @@ class Run:
             "random": random_state(self.generator.policy.fixed.device),
             "env": env.state_dict(),
         }
-        parts = {"generator": self.generator, "discriminator": self.discriminator, "seeds": self.seeds}
+        parts = {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "player": self.player,
+            "seeds": self.seeds,
+        }
         self.checkpoints.save(self.iteration, state | {name: part.state_dict() for name, part in parts.items()})
 
     def restore(self, env: BatchedEnv) -> bool:
@@ -92,6 +100,7 @@ class Run:
         self.started -= state["seconds"]
         self.generator.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
+        self.player.load_state_dict(state["player"], env.device)
         self.seeds.load_state_dict(state["seeds"])
         env.load_state_dict(state["env"], self.seeds)
         set_random_state(state["random"], self.generator.policy.fixed.device)

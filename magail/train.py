@@ -26,7 +26,7 @@ from magail.devices import check_device, compiler_works, on_device, sensible_thr
 from magail.evaluate import Evaluator
 from magail.generators.bc import BehavioralCloning, held_out_info
 from magail.record import record_expert
-from magail.rollout import collect
+from magail.rollout import Player, collect
 from magail.run import Run
 from magail.types import BatchedEnv, Seeds
 
@@ -50,7 +50,8 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         cloning = demonstrations and BehavioralCloning(generator.policy, demonstrations, held_out, **cfg.bc)
         starts = demonstrations.known_seeds() if demonstrations else []
         seeds = Seeds(cfg.seed, starts, cfg.start_from_demonstrations)
-        run = Run(cfg, run_dir, generator=generator, discriminator=discriminator, seeds=seeds)
+        player = Player(generator.policy)
+        run = Run(cfg, run_dir, generator=generator, discriminator=discriminator, player=player, seeds=seeds)
 
         with run.logger:
             if not run.restore(env):
@@ -61,7 +62,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
                 run.checkpoint(env)
 
             while run.iteration < cfg.iterations:
-                rollout, info = collect(env, generator.policy, cfg.rollout_steps)
+                rollout, info = collect(env, player, cfg.rollout_steps)
                 info |= discriminator.update(rollout, demonstrations, generator.policy)
                 cloning_term = cloning and cloning.term(run.progress)
                 info |= generator.update(rollout, discriminator.reward, run.progress, cloning_term, demonstrations)

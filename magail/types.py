@@ -97,6 +97,7 @@ class JointTransition:
     """One `Transition` per group, all with the same leading axes: ``[T, E]`` in a rollout, ``[B]`` in a batch."""
 
     groups: dict[str, Transition]
+    memory: ByGroup | None = None  # [E, A, H] of recurrent actors before step 0; only a whole rollout has one
 
     def map(self, function: Callable[[Tensor], Tensor]) -> JointTransition:
         """Apply ``function`` to every field of every group."""

@@ -147,7 +147,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
         train(composed("env=simple_spread", *TINY, *SPREAD, "device=abacus"), tmp_path)
 
 
-@pytest.mark.parametrize("prior", choices("discriminator"))
+@pytest.mark.parametrize("prior", [name for name in choices("discriminator") if name not in ("learned", "none")])
 @pytest.mark.parametrize("continuous", ["false", "true"])
 def test_every_prior_trains_on_a_game_of_two_sides(prior, continuous, tmp_path):
     few = [*SPREAD, f"env.arguments.continuous_actions={continuous}"]
@@ -160,6 +160,21 @@ def test_every_prior_trains_on_a_game_of_two_sides(prior, continuous, tmp_path):
     overrides = [f"discriminator={prior}", f"demonstrations.path={path}", "generator.policy.share_parameters=true"]
     train(composed("env=simple_tag", *TINY, *few, *overrides), tmp_path)
     assert (tmp_path / "results.json").exists()
+
+
+def test_a_new_policy_trains_on_a_learned_reward_in_a_changed_environment(tmp_path):
+    path = tmp_path / "demonstrations.npz"
+    demonstrations_of("simple_spread", path, *SPREAD)
+    (tmp_path / "airl").mkdir()
+    train(composed("algorithm=airl", *TINY, *SPREAD, f"demonstrations.path={path}"), tmp_path / "airl")
+    metrics = pd.read_json(tmp_path / "airl/metrics.jsonl", lines=True)
+    assert -1 <= metrics["discriminator/reward_correlation"].dropna().item() <= 1
+    changed = ["env.arguments.local_ratio=0.1", f"reward.checkpoint={tmp_path}/airl"]
+    tiny = [x for x in TINY if not x.startswith(("demonstrations", "discriminator"))]
+    output = run("algorithm=rl", "reward=learned", *tiny, *SPREAD, *changed, cwd=tmp_path)
+    assert re.search(r"\brl\b.*\(-", output), output
+    output = run("algorithm=rl", "reward=learned", *tiny, *SPREAD, cwd=tmp_path, ok=False)
+    assert "error: reward=learned needs reward.checkpoint=RUN_FOLDER" in output
 
 
 def test_zero_sum_needs_two_sides_and_says_so(tmp_path):

@@ -37,8 +37,9 @@ class BehavioralCloning:
         self.optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
 
     def loss(self) -> Tensor:
-        """Negative log-likelihood in nats of a random batch of demonstrations."""
-        return self.policy.negative_log_likelihood(self.demonstrations.sample(self.batch_size))
+        """Negative log-likelihood in nats of a random batch of demonstrations: steps, or episodes if recurrent."""
+        sample = self.demonstrations.sample_episodes if self.policy.recurrent else self.demonstrations.sample
+        return self.policy.negative_log_likelihood(sample(self.batch_size))
 
     def term(self, progress: float) -> Callable[[], Tensor] | None:
         """The cloning term of a generator's loss; its weight falls linearly to 0 as ``progress`` goes from 0 to 1."""
@@ -65,4 +66,5 @@ def held_out_info(policy: Policy, held_out: Demonstrations | None) -> dict[str, 
     """Mean negative log-likelihood of held-out demonstrations; nothing where there are none."""
     if held_out is None:
         return {}
-    return {"bc/held_out_loss": policy.negative_log_likelihood(held_out.transitions).item()}
+    batch = held_out.episodes(range(len(held_out))) if policy.recurrent else held_out.transitions
+    return {"bc/held_out_loss": policy.negative_log_likelihood(batch).item()}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from magail.demonstrations import Demonstrations
 from magail.files import locate
-from magail.generators.generator import PolicyAverage, RewardFn
+from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory
 from magail.policy import Acting, MostLikely, Policy, load_policy
 from magail.ranges import check_range
 from magail.types import AgentGroup, JointTransition, Transition, concatenate
@@ -26,7 +26,7 @@ class DAgger:
     file (`magail.files.locate`), and conf/generator/dagger.yaml explains the options.
 
     Raises:
-        ValueError: there is no expert, or an option is out of range.
+        ValueError: there is no expert, it or the policy is recurrent, or an option is out of range.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class DAgger:
         known = load_policy(locate(expert), groups)
         self.expert: Acting = MostLikely(known) if most_likely else known
         self.policy = Policy(groups, **policy)
+        refuse_memory(self.policy, known)
         self.average = PolicyAverage(self.policy, averaging)
         self.steps, self.batch_size, self.capacity = steps, batch_size, capacity
         self.optimizer = torch.optim.AdamW(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from magail.demonstrations import Demonstrations
+from magail.networks import Critic
 from magail.policy import Policy
 from magail.types import ByGroup, JointTransition
 
@@ -48,6 +49,19 @@ class Generator(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def refuse_memory(*networks: Policy | Critic) -> None:
+    """For generators that learn from lone steps.
+
+    Raises:
+        ValueError: a network is recurrent.
+    """
+    if any(network.recurrent for network in networks):
+        raise ValueError(
+            "this generator learns from lone steps, whatever their order, and cannot use recurrent networks: "
+            "set generator.policy.recurrent and generator.critic.recurrent to 0, or choose generator=ppo"
+        )
 
 
 class PolicyAverage:

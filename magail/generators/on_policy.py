@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from magail.advantage import gae, normalize_per_agent
+from magail.advantage import gae, goes_on, normalize_per_agent
 from magail.demonstrations import Demonstrations
-from magail.generators.generator import PolicyAverage, RewardFn
+from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory
 from magail.networks import Critic
 from magail.policy import Policy
 from magail.ranges import check_range
@@ -20,7 +20,10 @@ from magail.types import AgentGroup, ByGroup, JointTransition
 
 @dataclass
 class Samples:
-    """What a gradient step looks at, a tensor ``[B, A, ...]`` per group."""
+    """What a gradient step looks at, a tensor ``[B, A, ...]`` per group.
+
+    For recurrent networks a row of it is a sequence, ``[B, T, A, ...]``, and there are columns for what they remember.
+    """
 
     obs: ByGroup  # normalised
     action: ByGroup
@@ -28,6 +31,10 @@ class Samples:
     mask: ByGroup
     advantage: ByGroup
     target: ByGroup  # of the critic, in its running units
+    # the rest is empty unless there are recurrent networks
+    going_on: ByGroup = field(default_factory=dict)  # [B, T, A] bool (`goes_on`)
+    memory: ByGroup = field(default_factory=dict)  # [B, A, H] of the actors before the sequences
+    critic_memory: ByGroup = field(default_factory=dict)  # [B, 1, H], named "critic"
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Samples:
         """Apply ``function`` to every tensor."""
@@ -44,17 +51,25 @@ class Samples:
         """B."""
         return len(next(iter(self.mask.values())))
 
+    @property
+    def steps_per_row(self) -> int:
+        """T of sequences, else 1."""
+        return next(iter(self.mask.values())).shape[1] if self.going_on else 1
+
 
 class OnPolicy:
     """A generator that learns from each rollout once, by advantages of the policy that played it.
 
     The critic is centralized (Yu et al. 2022, arXiv 2103.01955); each agent has an advantage of its own, normalised
     over its own living steps. ``policy`` and ``critic`` are the arguments of `Policy` and `Critic`. Subclasses say in
-    `_improve` how policy and critic change.
+    `_improve` how policy and critic change, and with ``takes_sequences`` that they can do so for recurrent ones. The
+    memory of a recurrent critic goes on from one rollout to the next, as the episodes do.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range, or recurrent networks where they cannot be trained.
     """
+
+    takes_sequences = False
 
     def __init__(
         self,
@@ -70,6 +85,9 @@ class OnPolicy:
         check_range({"generator.averaging": averaging}, 0, 0.9999)
         self.policy = Policy(groups, **policy)
         self.critic = Critic(groups, **critic)
+        if not self.takes_sequences:
+            refuse_memory(self.policy, self.critic)
+        self.critic_memory: ByGroup = {}  # [E, 1, H] after the last rollout
         self.gamma, self.gae_lambda = gamma, gae_lambda
         self.average = PolicyAverage(self.policy, averaging)
 
@@ -105,10 +123,12 @@ class OnPolicy:
 
     @torch.no_grad()
     def _samples(self, rollout: JointTransition, rewards: ByGroup) -> tuple[Samples, float]:
-        """What to learn from, ``[T * E]``, and the share of the returns' variance that the critic explained."""
-        obs = self.policy.normalize(rollout.field("obs"))
-        value = self.critic.values(obs)
-        next_value = self.critic.values(self.policy.normalize(rollout.field("next_obs")))
+        """What to learn from, and the share of the returns' variance that the critic explained.
+
+        Rows are the ``T * E`` steps, or for recurrent networks the ``E`` sequences.
+        """
+        obs, critic_memory = self.policy.normalize(rollout.field("obs")), self._critic_memory_before(rollout)
+        value, next_value = self._values(rollout, obs, critic_memory)
         advantages, targets, unexplained, total = {}, {}, 0.0, 0.0
         for name, group in rollout.groups.items():
             flags = (group.terminated, group.truncated, group.mask)
@@ -117,23 +137,57 @@ class OnPolicy:
             unexplained += advantage[group.mask].var().item()
             total += target[mask].var().item()
             self.critic.scales[name].update(target, mask)
-            advantages[name] = normalize_per_agent(advantage.flatten(0, 1), mask)
-            targets[name] = self.critic.scales[name](target)
-        batch = rollout.flatten()
+            advantages[name] = normalize_per_agent(advantage.flatten(0, 1), mask).view_as(advantage)
+            targets[name] = self.critic.scales[name](target).view_as(advantage)
         samples = Samples(
-            obs={name: x.flatten(0, 1) for name, x in obs.items()},
-            action=batch.field("action"),
-            log_prob=batch.field("log_prob"),
-            mask=batch.field("mask"),
+            obs=obs,
+            action=rollout.field("action"),
+            log_prob=rollout.field("log_prob"),
+            mask=rollout.field("mask"),
             advantage=advantages,
             target=targets,
         )
+        if self.policy.recurrent or self.critic.recurrent:
+            samples.going_on = _going_on(rollout)
+            samples = samples.map(lambda x: x.transpose(0, 1))
+            samples.memory = rollout.memory or self.policy.no_memory(len(samples))
+            samples.critic_memory = critic_memory
+        else:
+            samples = samples.map(lambda x: x.flatten(0, 1))
         return samples, 1.0 - unexplained / max(total, 1e-8)
+
+    def _values(self, rollout: JointTransition, obs: ByGroup, critic_memory: ByGroup) -> tuple[ByGroup, ByGroup]:
+        """Of the observations and of their successors; a recurrent critic then remembers the rollout."""
+        next_obs = self.policy.normalize(rollout.field("next_obs"))
+        if not critic_memory:
+            return self.critic.values(obs), self.critic.values(next_obs)
+        obs, next_obs, going_on = (_transposed(x) for x in (obs, next_obs, _going_on(rollout)))
+        value, next_value, after = self.critic.values_along(obs, next_obs, critic_memory["critic"], going_on)
+        self.critic_memory = {"critic": after}
+        return _transposed(value), _transposed(next_value)
+
+    def _critic_memory_before(self, rollout: JointTransition) -> ByGroup:
+        """What a recurrent critic remembers before the rollout; empty for others."""
+        if self.critic.gru is None:
+            return {}
+        return self.critic_memory or {"critic": self.critic.gru.nothing(rollout.batch_shape[1])}
 
     def state_dict(self) -> dict[str, Any]:
         """Subclasses add their optimizers'."""
-        return self.average.state_dict() | {"critic": self.critic.state_dict()}
+        return self.average.state_dict() | {"critic": self.critic.state_dict(), "critic_memory": self.critic_memory}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.average.load_state_dict(state)
         self.critic.load_state_dict(state["critic"])
+        device = self.policy.fixed.device
+        self.critic_memory = {name: memory.to(device) for name, memory in state["critic_memory"].items()}
+
+
+def _transposed(tensors: ByGroup) -> ByGroup:
+    """``[T, E, ...]`` to ``[E, T, ...]`` and back."""
+    return {name: x.transpose(0, 1) for name, x in tensors.items()}
+
+
+def _going_on(rollout: JointTransition) -> ByGroup:
+    """``[T, E, A]`` bool."""
+    return {name: goes_on(group.terminated, group.truncated, group.mask) for name, group in rollout.groups.items()}

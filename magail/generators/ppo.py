@@ -19,12 +19,15 @@ NUMBERS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 class PPO(OnPolicy):
     """Multi-agent PPO (Schulman et al. 2017, arXiv 1707.06347).
 
-    The clipped surrogate, entropies and value errors are means over all living agents. conf/generator/ppo.yaml explains
+    The clipped surrogate, entropies and value errors are means over all living agents. Minibatches are random steps, or
+    with recurrent networks whole sequences, those of random copies of the environment. conf/generator/ppo.yaml explains
     the options.
 
     Raises:
         ValueError: an option out of range.
     """
+
+    takes_sequences = True
 
     def __init__(
         self,
@@ -68,19 +71,19 @@ class PPO(OnPolicy):
         self.entropy_coefficient, self.max_grad_norm = entropy_coefficient, max_grad_norm
 
     def compile(self) -> None:
-        """Let ``torch.compile`` fuse the loss and its gradient."""
+        """Let ``torch.compile`` fuse the loss and its gradient, but not the loops of recurrent networks."""
+        if self.policy.recurrent or self.critic.recurrent:
+            return
         self._loss = torch.compile(self._loss, dynamic=False)  # type: ignore[method-assign]
 
     def _improve(self, samples: Samples, progress: float, extra_loss: Callable[[], Tensor] | None) -> dict[str, float]:
         self._set_learning_rates(progress)
         size, device = len(samples), self.policy.fixed.device
+        rows = max(self.minibatch_size // samples.steps_per_row, 1)
         numbers: list[Tensor] = []
         for _ in range(self.epochs):
             shuffled = samples.rows(torch.randperm(size, device=device))
-            epoch = [
-                self._step(shuffled.part(start, start + self.minibatch_size), extra_loss)
-                for start in range(0, size, self.minibatch_size)
-            ]
+            epoch = [self._step(shuffled.part(start, start + rows), extra_loss) for start in range(0, size, rows)]
             numbers += epoch
             if self.target_kl is not None and torch.stack(epoch).mean(0)[NUMBERS.index("approx_kl")] > self.target_kl:
                 break
@@ -105,8 +108,8 @@ class PPO(OnPolicy):
 
     def _loss(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """The loss of policy and critic, and its `NUMBERS`."""
-        distributions = self.policy.distributions_of_normalized(samples.obs)
-        values = self.critic(samples.obs)
+        distributions = self.policy.distributions_of_normalized(samples.obs, samples.memory, samples.going_on)
+        values = self.critic(samples.obs, samples.critic_memory.get("critic"), samples.going_on)
         losses, numbers = [], []
         for name, mask in samples.mask.items():
             advantage = samples.advantage[name]
