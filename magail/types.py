@@ -12,7 +12,7 @@ MultiDiscrete space as int64, or the numbers of a Box, flattened, in the environ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -146,6 +146,18 @@ def _joined(parts: Sequence[JointTransition], join: Callable[[list[Tensor]], Ten
             group: Transition(**{name: join([getattr(part.groups[group], name) for part in parts]) for name in names})
             for group in parts[0].groups
         }
+    )
+
+
+def absorbing_transition(batch: JointTransition) -> JointTransition:
+    """For each step of a batch ``[...]`` the one that agents which terminated in it repeat for ever after.
+
+    Observations and actions are zero, nothing ends, and ``mask`` is true for the agents that terminated: a loss over
+    both batches sees as many absorbing steps as there were terminations. Its log-probability is 0: there is no choice.
+    """
+    still = batch.map(torch.zeros_like)
+    return JointTransition(
+        {name: replace(still.groups[name], mask=group.terminated & group.mask) for name, group in batch.groups.items()}
     )
 
 

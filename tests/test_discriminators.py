@@ -22,7 +22,7 @@ from magail.discriminators.regularizers import (
 )
 from magail.networks import StackedMLP
 from magail.policy import Policy
-from magail.types import JointTransition
+from magail.types import JointTransition, absorbing_transition
 from tests.toy import TWO_SIDES, groups_of, random_batch
 
 SIZES = {"hidden_sizes": [16], "activation": "relu"}
@@ -133,6 +133,7 @@ OPTIONS = {
     "mixup": 0.0,
     "replay": 0,
     "pause_above": 1.0,
+    "absorbing": False,
 }
 
 
@@ -500,6 +501,34 @@ def test_rewards_are_clipped_and_scaled():
     fresh = make(steps=1, reward_scaling=True, learning_rate=0.0)
     fresh.update(rollout, discriminator_source(), Policy(TWO_SIDES))
     torch.testing.assert_close(fresh.reward(rollout)["wolf"].flatten(0, 1).std(0), torch.ones(2), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("airl_discount", [None, 0.9])
+def test_absorbing_steps_are_told_apart_too(airl_discount):
+    """Where the generator's agents always end and the expert's never, what follows on an end is the generator's."""
+    torch.manual_seed(0)
+    policy = Policy(TWO_SIDES)
+
+    def ending(batch, ends):
+        for group in batch.groups.values():
+            group.terminated = group.mask & ends
+            group.obs += 1.0
+        return batch
+
+    rollout = ending(random_batch(TWO_SIDES, 8, 8, alive=0.8), True)
+    expert = source(lambda n: ending(random_batch(TWO_SIDES, n), False))
+    discriminator = make(steps=150, absorbing=True, airl_discount=airl_discount)
+    examples = discriminator._examples(rollout.flatten(), 0.0, policy)
+    alive = rollout.groups["wolf"].mask.sum()
+    assert len(examples.mask["wolf"]) == 128
+    assert examples.mask["wolf"].sum() == 2 * alive
+    assert (examples.features.get("wolf", examples.features.get("g/wolf"))[64:][~examples.mask["wolf"][64:]] == 0).all()
+    if airl_discount:
+        assert (examples.log_prob["wolf"][64:] == 0).all()
+    discriminator.update(rollout, expert, policy)
+    after = absorbing_transition(rollout)
+    mask = after.groups["wolf"].mask
+    assert (discriminator.reward(after)["wolf"][mask] < -0.5).all()
 
 
 def test_the_report_is_the_correlation_with_the_true_reward():

@@ -97,6 +97,7 @@ FORMS = [
     "mixup=0.5",
     "replay=2",
     "pause_above=0.6",
+    "absorbing=true",
     "airl_discount=0.9",
 ]
 

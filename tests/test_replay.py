@@ -3,8 +3,8 @@ import itertools
 import pytest
 import torch
 
-from magail.generators.replay import Replay, absorbing_transition, at_step, n_step_return
-from magail.types import JointTransition
+from magail.generators.replay import Replay, at_step, n_step_return
+from magail.types import JointTransition, absorbing_transition
 from tests.toy import TWO_SIDES, random_batch
 
 

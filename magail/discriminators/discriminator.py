@@ -19,7 +19,7 @@ from magail.discriminators.shaped import Shaped
 from magail.networks import RunningNormalizer, module_dict
 from magail.policy import Policy
 from magail.ranges import check_range
-from magail.types import AgentGroup, ByGroup, JointTransition, Transition, concatenate
+from magail.types import AgentGroup, ByGroup, JointTransition, Transition, absorbing_transition, concatenate
 
 SCALE_HORIZON = 100_000  # transitions after which old rewards have faded from their running scale
 
@@ -62,6 +62,7 @@ class Discriminator:
         mixup: float,
         replay: int,
         pause_above: float,
+        absorbing: bool,
     ) -> None:
         check_range({"discriminator.steps": steps, "discriminator.batch_size": batch_size}, 1)
         check_range({"discriminator.learning_rate": learning_rate, "discriminator.weight_decay": weight_decay}, 0)
@@ -98,6 +99,7 @@ class Discriminator:
         self.penalty, self.penalty_center = gradient_penalty, gradient_penalty_center
         self.penalty_points = POINTS[gradient_penalty_points]
         self.input_noise, self.label_smoothing, self.pause_above = input_noise, label_smoothing, pause_above
+        self.absorbing = absorbing
         self.past: deque[JointTransition] = deque(maxlen=replay)  # rollouts of the last rounds, [T * E]
         self.optimizer = torch.optim.AdamW(
             self.prior.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
@@ -160,7 +162,9 @@ class Discriminator:
 
     def _step(self, generated: JointTransition, expert: JointTransition, policy: Policy) -> dict[str, Tensor]:
         examples = [self._examples(*labelled, policy) for labelled in self.prior.labelled(generated, expert, policy)]
-        sides = examples[0].features, examples[-1].features
+        expert_side, generated_side = (
+            {name: x[: self.batch_size] for name, x in side.features.items()} for side in (examples[0], examples[-1])
+        )  # without absorbing steps, whose rows are mostly empty
         if self.mixup:
             examples = [mixed(examples[0], examples[-1], self.mixup)]
         examples = [self._disturbed(x) for x in examples]
@@ -177,7 +181,9 @@ class Discriminator:
             "generator_accuracy": _accuracy(logits, examples, -1),
         }
         if self.penalty > 0.0:
-            penalty = gradient_penalty(self.prior.raw_logits, self.penalty_points(*sides), self.penalty_center)
+            penalty = gradient_penalty(
+                self.prior.raw_logits, self.penalty_points(expert_side, generated_side), self.penalty_center
+            )
             loss = loss + self.penalty * penalty
             info["gradient_penalty"] = penalty.detach()
         if self.pause_above < 1.0:
@@ -193,6 +199,9 @@ class Discriminator:
     def _examples(self, batch: JointTransition, target: float, policy: Policy) -> Examples:
         some = next(iter(batch.groups.values())).obs
         log_prob = _log_prob(batch, policy) if self.airl else {}
+        if self.absorbing:
+            batch = concatenate([batch, absorbing_transition(batch)])
+            log_prob = {name: torch.cat([x, torch.zeros_like(x)]) for name, x in log_prob.items()}
         return Examples(self.prior.features(batch), batch.field("mask"), some.new_tensor(target), log_prob)
 
     def _disturbed(self, examples: Examples) -> Examples:

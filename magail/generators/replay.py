@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -125,15 +125,3 @@ def at_step(x: Tensor, step: Tensor) -> Tensor:
     """Of ``x [B, n, A, ...]`` what each agent has at its ``step [B, A]``: ``[B, A, ...]``."""
     index = step.unsqueeze(1).reshape(len(x), 1, -1, *(1 for _ in x.shape[3:])).expand(-1, -1, -1, *x.shape[3:])
     return x.gather(1, index).squeeze(1)
-
-
-def absorbing_transition(batch: JointTransition) -> JointTransition:
-    """For each step of a batch ``[...]`` the one that agents which terminated in it repeat for ever after.
-
-    Observations and actions are zero, nothing ends, and ``mask`` is true for the agents that terminated: a loss over
-    both batches sees as many absorbing steps as there were terminations. Its log-probability is 0: there is no choice.
-    """
-    still = batch.map(torch.zeros_like)
-    return JointTransition(
-        {name: replace(still.groups[name], mask=group.terminated & group.mask) for name, group in batch.groups.items()}
-    )

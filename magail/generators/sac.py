@@ -16,10 +16,10 @@ from magail.demonstrations import Demonstrations
 from magail.distributions import BoxHead, Head
 from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory
 from magail.generators.q_networks import Choices, TwinCritics
-from magail.generators.replay import Replay, Sequences, absorbing_transition, at_step, n_step_return
+from magail.generators.replay import Replay, Sequences, at_step, n_step_return
 from magail.policy import Policy
 from magail.ranges import check_range
-from magail.types import AgentGroup, ByGroup, JointTransition
+from magail.types import AgentGroup, ByGroup, JointTransition, absorbing_transition
 
 
 class SAC:
