@@ -16,11 +16,13 @@ from magail.types import BatchedEnv, ByGroup, Step
 
 
 def sensible_threads() -> int:
-    """Two where this process may use two cores: a quarter faster than one (benchmarks/results/throughput.md).
+    """Half of the cores that this process may use, two at most.
 
-    Whether more would pay for networks of this size was not measured.
+    On two cores that nothing else uses a second thread saves a quarter of the time (benchmarks/results/throughput.md),
+    but threads wait for one another, and on a machine shared with others that costs many times what it saves.
     """
-    return min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2, max(1, cores // 2))
 
 
 def check_device(name: str) -> torch.device:

@@ -56,7 +56,7 @@ def test_devices_that_are_not_there_are_refused():
             check_device("cuda")
 
 
-def test_threads_are_at_most_two_and_no_more_than_cores():
+def test_threads_are_at_most_two_and_leave_cores_to_others():
     assert 1 <= sensible_threads() <= 2
     if hasattr(os, "sched_setaffinity"):
         cores = os.sched_getaffinity(0)

@@ -19,6 +19,7 @@ from magail.train import train
 from tests.test_config import choices, composed
 
 TINY = [
+    "threads=1",
     "iterations=2",
     "rollout_steps=8",
     "bc.steps=5",

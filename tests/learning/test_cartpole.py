@@ -6,6 +6,7 @@ from magail.train import train
 from tests.test_config import composed
 
 OPTIONS = [
+    "threads=1",
     "env=cartpole",
     "demonstrations.count=5",
     "bc.steps=0",  # from nothing: it is the adversary that must teach
