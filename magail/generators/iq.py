@@ -291,7 +291,7 @@ class IQLearn:
         """``[B]``, demonstrations first and then own steps."""
         expert = demonstrations.sample(self.num_experts)
         own = self.batch_size - self.num_experts
-        return concatenate([expert, self.replay.sample(own, 1).steps[0]]) if own else expert
+        return concatenate([expert, self.replay.sample(own, 1).first]) if own else expert
 
     def _step(self, batch: JointTransition, extra_loss: Callable[[], Tensor] | None) -> dict[str, Tensor]:
         """Descend on a batch: Q towards `iq_loss`, the actors of boxes towards the softmax of Q."""
