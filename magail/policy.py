@@ -127,6 +127,11 @@ class Policy(nn.Module):
         distributions, memory = self.step(obs, memory)
         return *_draw(distributions, generator), memory
 
+    def log_prob(self, batch: JointTransition) -> ByGroup:
+        """log pi(a|s) of the actions of lone steps ``[...]`` in nats, ``[..., A]`` a group; 0 for the dead."""
+        distributions = self.distributions(batch.field("obs"))
+        return {name: distributions[name].log_prob(g.action) * g.mask for name, g in batch.groups.items()}
+
     def negative_log_likelihood(self, batch: JointTransition) -> Tensor:
         """Mean of -log pi(a|s) over groups, steps and living agents: the behavioural cloning loss, in nats.
 

@@ -120,8 +120,9 @@ class JointTransition:
         return self.map(lambda x: x.index_select(0, index))
 
     def flatten(self) -> JointTransition:
-        """``[T, E, ...] -> [T * E, ...]``."""
-        return self.map(lambda x: x.flatten(0, 1))
+        """``[T, E, ...] -> [T * E, ...]``; a batch ``[B]`` stays as it is."""
+        axes = len(self.batch_shape)
+        return self.map(lambda x: x.flatten(0, axes - 1))
 
     @property
     def batch_shape(self) -> torch.Size:

@@ -75,9 +75,11 @@ class Discriminator:
             raise ValueError(f"discriminator.gradient_penalty_points={gradient_penalty_points} must be {known}")
         if reward_clip is not None:
             check_range({"discriminator.reward_clip": reward_clip}, 0)
-        self.prior: Prior | Shaped = prior(groups=groups)
         self.airl = airl_discount is not None
-        if airl_discount is not None:
+        self.prior: Prior | Shaped
+        if airl_discount is None:
+            self.prior = prior(groups=groups)
+        else:
             check_range({"discriminator.airl_discount": airl_discount}, 0, 1)
             self.prior = Shaped(groups, prior, airl_discount)
         self.mixup = mixup
@@ -128,8 +130,7 @@ class Discriminator:
 
         Each is for the very action taken in its observation.
         """
-        flat = batch.flatten() if len(batch.batch_shape) == 2 else batch
-        rewards = self._unscaled(flat)
+        rewards = self._unscaled(batch.flatten())
         for name, scale in self.scales.items():
             rewards[name] = rewards[name] / scale.std
         return {name: x.unflatten(0, batch.batch_shape) for name, x in rewards.items()}
@@ -198,7 +199,10 @@ class Discriminator:
 
     def _examples(self, batch: JointTransition, target: float, policy: Policy) -> Examples:
         some = next(iter(batch.groups.values())).obs
-        log_prob = _log_prob(batch, policy) if self.airl else {}
+        log_prob = {}
+        if self.airl:
+            with torch.no_grad():
+                log_prob = policy.log_prob(batch)
         if self.absorbing:
             batch = concatenate([batch, absorbing_transition(batch)])
             log_prob = {name: torch.cat([x, torch.zeros_like(x)]) for name, x in log_prob.items()}
@@ -244,13 +248,6 @@ class Discriminator:
             scale.load_state_dict(state["scales"][name])
         for rollout in state["past"]:
             self.past.append(JointTransition({name: Transition(**group) for name, group in rollout.items()}))
-
-
-@torch.no_grad()
-def _log_prob(batch: JointTransition, policy: Policy) -> ByGroup:
-    """Of the batch's actions under the policy, ``[B, A]`` a group; 0 for the dead."""
-    distributions = policy.distributions(batch.field("obs"))
-    return {name: distributions[name].log_prob(group.action) * group.mask for name, group in batch.groups.items()}
 
 
 def _accuracy(logits: Sequence[ByGroup], examples: Sequence[Examples], side: int) -> Tensor:

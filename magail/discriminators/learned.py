@@ -101,7 +101,7 @@ class LearnedReward:
     @torch.no_grad()
     def reward(self, batch: JointTransition) -> ByGroup:
         """Rewards ``[T, E, A]`` a group of a rollout ``[T, E]``, or ``[B, A]`` of a batch ``[B]``."""
-        rewards = self.logits(batch.flatten() if len(batch.batch_shape) == 2 else batch)
+        rewards = self.logits(batch.flatten())
         return {name: self.logits.sign(name) * x.unflatten(0, batch.batch_shape) for name, x in rewards.items()}
 
     def report(self, rollout: JointTransition) -> dict[str, float]:

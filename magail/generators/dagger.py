@@ -45,7 +45,6 @@ class DAgger:
     ) -> None:
         check_range({"generator.capacity": capacity, "generator.batch_size": batch_size, "generator.steps": steps}, 1)
         check_range({"generator.learning_rate": learning_rate, "generator.weight_decay": weight_decay}, 0)
-        check_range({"generator.averaging": averaging}, 0, 0.9999)
         if expert is None:
             raise ValueError(
                 "DAgger asks an expert about every state, and this environment ships none: train one with "

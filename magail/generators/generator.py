@@ -12,6 +12,7 @@ from torch import Tensor
 from magail.demonstrations import Demonstrations
 from magail.networks import Critic
 from magail.policy import Policy
+from magail.ranges import check_range
 from magail.types import ByGroup, JointTransition
 
 RewardFn = Callable[[JointTransition], ByGroup]
@@ -70,9 +71,13 @@ class PolicyAverage:
     An adversary's reward is noisy and moves, so a single iterate wanders about; averages of the iterates are the
     better policies (Yazici et al. 2019, arXiv 1806.04498, for GANs). ``averaging`` is the weight of what was before;
     until there are enough iterates it is a plain mean of them, and before any it is the policy itself.
+
+    Raises:
+        ValueError: ``averaging`` out of range.
     """
 
     def __init__(self, policy: Policy, averaging: float) -> None:
+        check_range({"generator.averaging": averaging}, 0, 0.9999)
         self._policy, self._average, self._updates, self.averaging = policy, copy.deepcopy(policy), 0, averaging
 
     @property

@@ -235,7 +235,6 @@ class IQLearn:
         check_range({"generator.steps": steps, "generator.batch_size": batch_size}, 1)
         check_range({"generator.expert_fraction": expert_fraction}, 1 / batch_size, 1)
         check_range({"generator.weight_decay": weight_decay}, 0)
-        check_range({"generator.averaging": averaging}, 0, 0.9999)
         if mixing not in MIXINGS:
             raise ValueError(f"generator.mixing={mixing} must be one of {', '.join(MIXINGS)}")
         self.policy = Policy(groups, **policy)

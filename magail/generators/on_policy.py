@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -47,6 +47,11 @@ class Samples:
     def part(self, start: int, stop: int) -> Samples:
         return self.map(lambda x: x[start:stop])
 
+    def minibatches(self, size: int) -> Iterator[Samples]:
+        """All rows once, in random order, ``size`` at a time; the last may be smaller."""
+        shuffled = self.rows(torch.randperm(len(self), device=next(iter(self.mask.values())).device))
+        return (shuffled.part(start, start + size) for start in range(0, len(self), size))
+
     def __len__(self) -> int:
         """B."""
         return len(next(iter(self.mask.values())))
@@ -82,7 +87,6 @@ class OnPolicy:
         averaging: float,
     ) -> None:
         check_range({"generator.gamma": gamma, "generator.gae_lambda": gae_lambda}, 0, 1)
-        check_range({"generator.averaging": averaging}, 0, 0.9999)
         self.policy = Policy(groups, **policy)
         self.critic = Critic(groups, **critic)
         if not self.takes_sequences:

@@ -78,12 +78,10 @@ class PPO(OnPolicy):
 
     def _improve(self, samples: Samples, progress: float, extra_loss: Callable[[], Tensor] | None) -> dict[str, float]:
         self._set_learning_rates(progress)
-        size, device = len(samples), self.policy.fixed.device
         rows = max(self.minibatch_size // samples.steps_per_row, 1)
         numbers: list[Tensor] = []
         for _ in range(self.epochs):
-            shuffled = samples.rows(torch.randperm(size, device=device))
-            epoch = [self._step(shuffled.part(start, start + rows), extra_loss) for start in range(0, size, rows)]
+            epoch = [self._step(minibatch, extra_loss) for minibatch in samples.minibatches(rows)]
             numbers += epoch
             if self.target_kl is not None and torch.stack(epoch).mean(0)[NUMBERS.index("approx_kl")] > self.target_kl:
                 break

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from magail.advantage import goes_on
 from magail.types import JointTransition, Transition, concatenate
 
 FIELDS = tuple(field.name for field in fields(Transition))
@@ -112,8 +113,8 @@ def n_step_return(reward: Tensor, group: Transition, played: Tensor, gamma: floa
         The sums ``[B, A]``; the step that each stopped with, ``[B, A]`` from 0; and what the value of that step's
         successor counts, ``[B, A]``: ``gamma`` to the number of steps summed, or 0 where the agent terminated.
     """
-    goes_on = group.mask & ~(group.terminated | group.truncated)
-    reached = torch.cat([torch.ones_like(goes_on[:, :1]), goes_on[:, :-1]], 1).cumprod(1).bool()
+    going_on = goes_on(group.terminated, group.truncated, group.mask)
+    reached = torch.cat([torch.ones_like(going_on[:, :1]), going_on[:, :-1]], 1).cumprod(1).bool()
     summed = reached & played.unsqueeze(-1)  # [B, n, A], true from step 0 up to the last one
     last = summed.sum(1) - 1
     discounts = gamma ** torch.arange(reward.shape[1], device=reward.device).unsqueeze(-1)

@@ -71,7 +71,6 @@ class SAC:
         check_range({"generator.discrete_entropy": discrete_entropy, "generator.polyak": polyak}, 0, 1)
         check_range({"generator.expert_fraction": expert_fraction}, 0, 1)
         check_range({"generator.gamma": gamma}, 0, 0.9999 if absorbing else 1)
-        check_range({"generator.averaging": averaging}, 0, 0.9999)
         self.policy = Policy(groups, **policy)
         refuse_memory(self.policy)
         self.critic = TwinCritics(groups, **critic)
@@ -196,13 +195,8 @@ class SAC:
 
     def _up_to_date(self, steps: JointTransition) -> JointTransition:
         """With the current policy's log-probabilities, which some rewards look at."""
-        distributions = self.policy.distributions(steps.field("obs"))
-        return JointTransition(
-            {
-                name: replace(group, log_prob=distributions[name].log_prob(group.action) * group.mask)
-                for name, group in steps.groups.items()
-            }
-        )
+        log_prob = self.policy.log_prob(steps)
+        return JointTransition({name: replace(g, log_prob=log_prob[name]) for name, g in steps.groups.items()})
 
     def _rewards(self, reward_fn: RewardFn, steps: JointTransition) -> ByGroup:
         """``[B, n, A]`` a group."""

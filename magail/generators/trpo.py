@@ -130,12 +130,10 @@ class TRPO(OnPolicy):
 
     def _fit_critic(self, samples: Samples) -> float:
         """Descend on the squared errors of the values; their mean, halved."""
-        size, device = len(samples), self.policy.fixed.device
         losses = []
         for _ in range(self.critic_epochs):
-            shuffled = samples.rows(torch.randperm(size, device=device))
-            for start in range(0, size, self.minibatch_size):
-                loss = self._value_loss(shuffled.part(start, start + self.minibatch_size))
+            for minibatch in samples.minibatches(self.minibatch_size):
+                loss = self._value_loss(minibatch)
                 self.optimizer.zero_grad()
                 loss.backward()
                 self.optimizer.step()
