@@ -28,7 +28,12 @@ from magail.policy import RandomPolicy
 from magail.record import record
 from magail.run import Run
 
-PARTS = ("rollout", "discriminator", "generator", "rest")
+PLACES: dict[str, tuple[Any, str]] = {  # which call of the loop each part is
+    "rollout": (magail.train, "collect"),
+    "discriminator": (Discriminator, "update"),
+    "generator": (PPO, "update"),
+}
+PARTS = (*PLACES, "rest")
 BRIEF = [
     "bc.steps=1",
     "logger.mode=disabled",
@@ -84,12 +89,11 @@ def measure_loop(
         marks.append((time.perf_counter(), dict(clock.seconds)))
 
     with ExitStack() as stack:
-        patch = functools.partial(_patched, stack)
-        patch(magail.train, "collect", lambda f: clock.timed("rollout", f))
-        patch(Discriminator, "update", lambda f: clock.timed("discriminator", f))
-        patch(PPO, "update", lambda f: clock.timed("generator", f))
-        patch(Evaluator, "learning_curve", lambda f: lambda *arguments: {})  # the last iteration's
-        patch(Run, "end_iteration", lambda f: _then(f, mark))
+        for part, (owner, name) in PLACES.items():
+            stack.enter_context(wrapped(owner, name, functools.partial(clock.timed, part)))
+        # that of the last iteration does not count
+        stack.enter_context(wrapped(Evaluator, "learning_curve", lambda f: lambda *arguments: {}))
+        stack.enter_context(wrapped(Run, "end_iteration", lambda f: _then(f, mark)))
         stack.enter_context(inside(clock) if inside else nullcontext())
         cfg = train_briefly(overrides, WARM_UP + iterations)
     seconds = []
@@ -104,10 +108,8 @@ def train_briefly(overrides: Sequence[str], iterations: int) -> DictConfig:
     """Run `magail.train.train` in a folder that is thrown away; the configuration that it had."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random.npz"
-        brief = [*BRIEF, f"demonstrations.path={path}", f"iterations={iterations}"]
-        if "algorithm=rl" in overrides:
-            brief = [*BRIEF, f"iterations={iterations}"]
-        cfg = composed(*brief, *overrides)
+        imitate = [] if "algorithm=rl" in overrides else [f"demonstrations.path={path}"]
+        cfg = composed(*BRIEF, f"iterations={iterations}", *imitate, *overrides)
         env = build(cfg.env.batched, num_envs=50, device="cpu")
         record(env, RandomPolicy(env.groups), range(50), torch.Generator().manual_seed(0), {}).save(path)
         with redirect_stdout(io.StringIO()):
@@ -145,5 +147,6 @@ def _then(function: Callable[..., Any], afterwards: Callable[[], None]) -> Calla
     return run
 
 
-def _patched(stack: ExitStack, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
-    stack.enter_context(mock.patch.object(owner, name, wrap(getattr(owner, name))))
+def wrapped(owner: Any, name: str, wrap: Callable[[Any], Any]) -> AbstractContextManager[object]:
+    """A context in which ``owner.name`` is what ``wrap`` makes of it."""
+    return mock.patch.object(owner, name, wrap(getattr(owner, name)))

@@ -21,22 +21,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import hydra
 import numpy as np
 import supersuit
 import torch
 
-import magail.train
-from benchmarks.loop import PARTS, Clock, Loop, composed, measure_loop, train_briefly
+from benchmarks.loop import PARTS, PLACES, Clock, Loop, composed, measure_loop, train_briefly, wrapped
 from benchmarks.peers import run as peers
 from benchmarks.peers.timing import repeat
 from benchmarks.products import Products
 from benchmarks.tables import machine, say, table
 from magail.config import build
-from magail.discriminators.discriminator import Discriminator
-from magail.generators.ppo import PPO
 from magail.policy import RandomPolicy
 
 COPIES = 1024
@@ -156,8 +152,8 @@ def products_of(overrides: Sequence[str]) -> Products:
         return call
 
     with ExitStack() as stack:
-        for owner, name in ((magail.train, "collect"), (Discriminator, "update"), (PPO, "update")):
-            stack.enter_context(mock.patch.object(owner, name, counted(getattr(owner, name))))
+        for owner, name in PLACES.values():
+            stack.enter_context(wrapped(owner, name, counted))
         train_briefly([word for word in overrides if word != "compile=true"], 1)
     return products
 
@@ -167,7 +163,7 @@ def inside_mpe2(clock: Clock) -> Iterator[None]:
     """Times mpe2's own step as ``mpe2``."""
     cfg = composed().env
     env_class = type(hydra.utils.get_method(cfg.mpe2.constructor)(**cfg.arguments))
-    with mock.patch.object(env_class, "step", clock.timed("mpe2", env_class.step)):
+    with wrapped(env_class, "step", functools.partial(clock.timed, "mpe2")):
         yield
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
 
 
 @contextmanager
@@ -29,6 +34,27 @@ def write_whole(path: Path, text: str) -> None:
     """Replace a text file at once or not at all."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write tensors, and the JSON that says what they are of, as safetensors, at once or not at all."""
+    metadata = {key: json.dumps(value) for key, value in description.items()}
+    with replacing(path) as file:
+        file.write(safetensors.torch.save(dict(weights), metadata))
+
+
+def read_weights(path: Path, kind: str, keys: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description and the tensors that `write_weights` wrote, of a file that should hold a ``kind``.
+
+    Raises:
+        ValueError: another file, or a description without one of the ``keys``.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        return {key: json.loads(metadata[key]) for key in keys}, safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a {kind} written by magail ({error}); give one that a run wrote") from error
 
 
 def locate(path: str) -> Path:

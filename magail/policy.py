@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from magail import checkpoint
 from magail.advantage import goes_on, masked_mean
 from magail.distributions import Distribution, action_head
-from magail.files import replacing
+from magail.files import read_weights, write_weights
 from magail.networks import CHANNELS, Actor, module_dict, obs_normalizer, update_normalizers
 from magail.types import AgentGroup, ByGroup, JointTransition
 
@@ -117,7 +114,7 @@ class Policy(nn.Module):
     @torch.no_grad()
     def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:
         """Draw actions ``[..., A, U]`` and give their log-probabilities ``[..., A]``."""
-        return _draw(self.distributions(obs), generator)
+        return _chosen(self.distributions(obs), lambda x: x.sample(generator))
 
     @torch.no_grad()
     def act_after(
@@ -125,7 +122,7 @@ class Policy(nn.Module):
     ) -> tuple[ByGroup, ByGroup, ByGroup]:
         """As `act`, of a recurrent policy (`step`): also the memory after it."""
         distributions, memory = self.step(obs, memory)
-        return *_draw(distributions, generator), memory
+        return *_chosen(distributions, lambda x: x.sample(generator)), memory
 
     def log_prob(self, batch: JointTransition) -> ByGroup:
         """log pi(a|s) of the actions of lone steps ``[...]`` in nats, ``[..., A]`` a group; 0 for the dead."""
@@ -149,9 +146,7 @@ class Policy(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write weights and `description` as safetensors, atomically."""
-        metadata = {key: json.dumps(value) for key, value in self.description().items()}
-        with replacing(path) as file:
-            file.write(safetensors.torch.save(self.state_dict(), metadata))
+        write_weights(path, self.state_dict(), self.description())
 
 
 def load_policy(path: Path, groups: Sequence[AgentGroup]) -> Policy:
@@ -164,7 +159,10 @@ def load_policy(path: Path, groups: Sequence[AgentGroup]) -> Policy:
         path = path / "policy.safetensors"
     if not path.is_file():
         raise ValueError(f"{path}: no policy there; give a run folder, a checkpoint (.pt) or a .safetensors of a run")
-    description, weights = _read_checkpoint(path) if path.suffix == ".pt" else _read_safetensors(path)
+    if path.suffix == ".pt":
+        description, weights = _read_checkpoint(path)
+    else:
+        description, weights = read_weights(path, "policy", ("architecture", "agents"))
     agents = {group.name: list(group.agents) for group in groups}
     if description["agents"] != agents:
         raise ValueError(
@@ -187,27 +185,11 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return generator["description"], generator["policy"]
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        description = {key: json.loads(metadata[key]) for key in ("architecture", "agents")}
-        return description, safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a policy written by magail ({error}); give one that a run wrote") from error
-
-
-Chosen = tuple[ByGroup, ByGroup]
-"""Actions ``[..., A, U]`` and their log-probabilities ``[..., A]``."""
-
-
-def _draw(distributions: dict[str, Distribution], generator: torch.Generator | None) -> Chosen:
-    action = {name: distribution.sample(generator) for name, distribution in distributions.items()}
-    return action, {name: distribution.log_prob(action[name]) for name, distribution in distributions.items()}
-
-
-def _most_likely(distributions: dict[str, Distribution]) -> Chosen:
-    action = {name: distribution.mode() for name, distribution in distributions.items()}
+def _chosen(
+    distributions: dict[str, Distribution], choose: Callable[[Distribution], Tensor]
+) -> tuple[ByGroup, ByGroup]:
+    """Actions ``[..., A, U]`` that ``choose`` takes, and their log-probabilities ``[..., A]``."""
+    action = {name: choose(distribution) for name, distribution in distributions.items()}
     return action, {name: distribution.log_prob(action[name]) for name, distribution in distributions.items()}
 
 
@@ -219,14 +201,14 @@ class MostLikely:
 
     @torch.no_grad()
     def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:
-        return _most_likely(self.policy.distributions(obs))
+        return _chosen(self.policy.distributions(obs), lambda x: x.mode())
 
     @torch.no_grad()
     def act_after(
         self, memory: ByGroup, obs: ByGroup, generator: torch.Generator | None = None
     ) -> tuple[ByGroup, ByGroup, ByGroup]:
         distributions, memory = self.policy.step(obs, memory)
-        return *_most_likely(distributions), memory
+        return *_chosen(distributions, lambda x: x.mode()), memory
 
 
 class RandomPolicy:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from magail.advantage import correlation, masked_mean, mean_info
 from magail.demonstrations import Demonstrations
-from magail.discriminators.learned import REWARD_FILE, save_reward
+from magail.discriminators.learned import REWARD_FILE, FixedReward, save_reward
 from magail.discriminators.priors import Prior, ZeroSum
 from magail.discriminators.regularizers import POINTS, Examples, gradient_penalty, mixed, smoothed, with_noise
 from magail.discriminators.shaped import Shaped
@@ -260,29 +260,14 @@ def _accuracy(logits: Sequence[ByGroup], examples: Sequence[Examples], side: int
     return right / count.clamp(min=1)
 
 
-class EnvironmentReward:
+class EnvironmentReward(FixedReward):
     """Stands in for the discriminator where training is on the environment's own reward (``algorithm=rl``)."""
 
     def __init__(self, groups: Sequence[AgentGroup], demonstrations: None, held_out: None) -> None:
         pass
 
-    def update(self, rollout: JointTransition, demonstrations: None, policy: Policy) -> dict[str, float]:
-        return {}
-
     def reward(self, rollout: JointTransition) -> ByGroup:
         return rollout.field("env_reward")
-
-    def report(self, rollout: JointTransition) -> dict[str, float]:
-        return {}
-
-    def save(self, run_dir: Path) -> None:
-        """Nothing is learned."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert not state
 
 
 class NoDiscriminator(EnvironmentReward):

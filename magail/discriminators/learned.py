@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 
 from magail.discriminators.priors import Centralized, Decentralized, Prior, Single, ZeroSum
 from magail.discriminators.shaped import Shaped
-from magail.files import replacing
+from magail.files import read_weights, write_weights
 from magail.policy import Policy
 from magail.types import AgentGroup, ByGroup, JointTransition
 
@@ -30,8 +27,7 @@ def save_reward(path: Path, reward: Prior | Shaped) -> None:
         "options": prior.options,
         "discount": reward.discount if isinstance(reward, Shaped) else None,
     }
-    with replacing(path) as file:
-        file.write(safetensors.torch.save(reward.state_dict(), {"description": json.dumps(description)}))
+    write_weights(path, reward.state_dict(), description)
 
 
 def load_reward(path: Path, groups: Sequence[AgentGroup]) -> Prior | Shaped:
@@ -44,13 +40,12 @@ def load_reward(path: Path, groups: Sequence[AgentGroup]) -> Prior | Shaped:
         path = path / REWARD_FILE
     if not path.is_file():
         raise ValueError(f"{path}: no learned reward there; give the folder of a run with a discriminator")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            description = json.loads((file.metadata() or {})["description"])
-        kind, options, discount = PRIORS[description["prior"]], description["options"], description["discount"]
-        weights = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a reward written by magail ({error}); give one that a run wrote") from error
+    description, weights = read_weights(path, "reward", ("agents", "prior", "options", "discount"))
+    options, discount = description["options"], description["discount"]
+    kind = PRIORS.get(description["prior"])
+    if kind is None:
+        known = ", ".join(PRIORS)
+        raise ValueError(f"{path}: a reward under the prior {description['prior']!r}, which is none of {known}")
     agents = {group.name: list(group.agents) for group in groups}
     if description["agents"] != agents:
         raise ValueError(f"{path}: a reward for the agents {description['agents']}, but the environment has {agents}")
@@ -69,7 +64,26 @@ def load_reward(path: Path, groups: Sequence[AgentGroup]) -> Prior | Shaped:
     return reward.eval()
 
 
-class LearnedReward:
+class FixedReward:
+    """What stands in for a discriminator and learns nothing; subclasses have a ``reward(batch)``."""
+
+    def update(self, rollout: JointTransition, demonstrations: None, policy: Policy) -> dict[str, float]:
+        return {}
+
+    def report(self, rollout: JointTransition) -> dict[str, float]:
+        return {}
+
+    def save(self, run_dir: Path) -> None:
+        """There is nothing to keep."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state
+
+
+class LearnedReward(FixedReward):
     """Stands in for the discriminator where training is on a reward learned before: it no longer changes.
 
     Of AIRL's f the policy gets g alone, which can be the same in a changed environment (Fu et al. 2018, section 5), or
@@ -95,23 +109,8 @@ class LearnedReward:
             raise ValueError(f"{checkpoint}: only AIRL's reward has a shaping term; set discriminator.shaping=false")
         self.logits = learned.g if isinstance(learned, Shaped) and not shaping else learned
 
-    def update(self, rollout: JointTransition, demonstrations: None, policy: Policy) -> dict[str, float]:
-        return {}
-
     @torch.no_grad()
     def reward(self, batch: JointTransition) -> ByGroup:
         """Rewards ``[T, E, A]`` a group of a rollout ``[T, E]``, or ``[B, A]`` of a batch ``[B]``."""
         rewards = self.logits(batch.flatten())
         return {name: self.logits.sign(name) * x.unflatten(0, batch.batch_shape) for name, x in rewards.items()}
-
-    def report(self, rollout: JointTransition) -> dict[str, float]:
-        return {}
-
-    def save(self, run_dir: Path) -> None:
-        """It is in its file already."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert not state
