@@ -146,6 +146,12 @@ def check(cfg: DictConfig) -> None:
             "AIRL and the zero-sum prior ask the policy about lone steps, but a recurrent one acts on all that it saw: "
             "set generator.policy.recurrent=0, or choose another discriminator"
         )
+    unrewarded = cfg.discriminator._target_.endswith("NoDiscriminator") and select("generator.expert_reward") is None
+    if unrewarded and cfg.generator._target_.endswith((".PPO", ".TRPO", ".MACK", ".SAC")):
+        raise ValueError(
+            "discriminator=none rewards nothing, so this generator has nothing to learn from: choose a discriminator, "
+            "or algorithm=sqil, iq or dagger, which do without one"
+        )
     if cfg.matmul_precision not in MATMUL_PRECISIONS:
         raise ValueError(f"matmul_precision={cfg.matmul_precision} must be one of {', '.join(MATMUL_PRECISIONS)}")
     if cfg.checkpoint.best_is not in ("min", "max"):

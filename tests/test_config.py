@@ -56,6 +56,15 @@ def parts(cfg):
             yield other, set(map(str, cfg[key]))
 
 
+def parameters_of(target):
+    """By name, those of its base class too where it passes ``**options`` on."""
+    parameters = dict(inspect.signature(target).parameters)
+    if "options" not in parameters:
+        return parameters
+    del parameters["options"]
+    return parameters_of(target.__base__) | parameters
+
+
 ALL = [f"{group}={choice}" for group in ("generator", "discriminator", "logger", "env") for choice in choices(group)]
 
 
@@ -63,7 +72,7 @@ ALL = [f"{group}={choice}" for group in ("generator", "discriminator", "logger",
 def test_yaml_keys_are_the_arguments_of_what_they_configure(override):
     cfg = composed(override)
     for target, keys in parts(cfg[override.split("=")[0]]):
-        parameters = inspect.signature(get_object(target)).parameters
+        parameters = parameters_of(get_object(target))
         given = set().union(*(names for start, names in INJECTED.items() if target.startswith(start)))
         assert keys <= set(parameters) - given, target
         required = {name for name, p in parameters.items() if p.default is p.empty}
@@ -128,6 +137,8 @@ def test_every_experiment_passes_the_check(experiment):
         (["checkpoint.best_is=good"], "must be min or max"),
         (["demonstrations.held_out=1"], "held_out=1 must be from 0 to 0.9"),
         (["env.backend=vmas"], "vmas"),
+        (["discriminator=none"], "nothing to learn from.*algorithm=sqil"),
+        (["algorithm=sqil", "generator.expert_reward=null"], "nothing to learn from"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_it_starts(overrides, message):

@@ -2,6 +2,7 @@ import functools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -22,7 +23,7 @@ from magail.discriminators.regularizers import (
 )
 from magail.networks import StackedMLP
 from magail.policy import Policy
-from magail.types import JointTransition, absorbing_transition
+from magail.types import AgentGroup, JointTransition, absorbing_transition
 from tests.toy import TWO_SIDES, groups_of, random_batch
 
 SIZES = {"hidden_sizes": [16], "activation": "relu"}
@@ -61,6 +62,38 @@ def test_features_are_observation_and_action_of_the_same_step():
     torch.testing.assert_close(sheep, torch.cat([batch.groups["sheep"].obs, batch.groups["sheep"].action], -1))
     joint = Centralized(TWO_SIDES, **SIZES).features(batch)["joint"]
     torch.testing.assert_close(joint.squeeze(1), torch.cat([wolf.flatten(1), sheep.flatten(1)], -1))
+
+
+IMAGES = {"encoder": "auto", "channels": [4, 5]}
+SIGHTED = (
+    AgentGroup("eye", ("eye_0", "eye_1"), spaces.Box(0, 255, (12, 9, 3), np.uint8), spaces.Discrete(3)),
+    AgentGroup("hand", ("hand_0",), spaces.Box(-1.0, 1.0, (4,)), spaces.Discrete(2)),
+)
+
+
+def test_images_alone_go_through_convolutions():
+    prior = Decentralized(SIGHTED, **SIZES, **IMAGES)
+    x = prior.features(random_batch(SIGHTED, 6))
+    image, action = x["eye"].split([324, 3], -1)
+    eye = prior.networks["eye"]
+    seen = torch.cat([eye.encoders["eye"](image), action], -1)
+    torch.testing.assert_close(prior.raw_logits(x)["eye"], eye.mlp(seen))
+    assert isinstance(prior.networks["hand"], StackedMLP)
+
+    prior = Centralized(SIGHTED, **SIZES, **IMAGES)
+    x = prior.features(random_batch(SIGHTED, 6))
+    *eyes, rest = x["joint"].split([324, 3, 324, 3, 6], -1)
+    see = prior.judge.encoders["eye"]
+    seen = torch.cat([see(eyes[0]), eyes[1], see(eyes[2]), eyes[3], rest], -1)
+    torch.testing.assert_close(prior.raw_logits(x)["joint"], prior.judge.mlp(seen))
+
+
+def test_what_convolutions_cannot_have_is_refused():
+    with pytest.raises(ValueError, match="spectral_norm is not there for convolutions"):
+        Decentralized(SIGHTED, **SIZES, **IMAGES, spectral_norm=True)
+    Decentralized(SIGHTED, **SIZES, encoder="mlp", spectral_norm=True)
+    with pytest.raises(ValueError, match="unknown encoder=eye"):
+        Decentralized(SIGHTED, **SIZES, encoder="eye")
 
 
 @pytest.mark.parametrize("prior", PRIORS)
@@ -138,17 +171,23 @@ OPTIONS = {
 
 
 def make(
-    prior=Decentralized, loss=losses.bce, reward=rewards.logit, demonstrations=None, prior_options=None, **options
+    prior=Decentralized,
+    loss=losses.bce,
+    reward=rewards.logit,
+    demonstrations=None,
+    prior_options=None,
+    groups=TWO_SIDES,
+    **options,
 ):
     class Demonstrations:
-        transitions = random_batch(TWO_SIDES, 64)
+        transitions = random_batch(groups, 64)
 
         def sample(self, batch_size):
             return self.transitions[torch.randint(64, (batch_size,))]
 
     demonstrations = demonstrations or Demonstrations()
     build = functools.partial(prior, **(SIZES | (prior_options or {})))
-    return Discriminator(TWO_SIDES, demonstrations, None, prior=build, loss=loss, reward=reward, **(OPTIONS | options))
+    return Discriminator(groups, demonstrations, None, prior=build, loss=loss, reward=reward, **(OPTIONS | options))
 
 
 def source(draw):
@@ -563,6 +602,16 @@ def test_a_learned_reward_is_kept_and_used_again(prior, airl_discount, tmp_path)
     else:
         with pytest.raises(ValueError, match="only AIRL's reward has a shaping term"):
             LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=True)
+
+
+@pytest.mark.parametrize("airl_discount", [None, 0.9])
+def test_a_learned_reward_of_images_is_kept(airl_discount, tmp_path):
+    rollout = random_batch(SIGHTED, 3, 4)
+    discriminator = make(Centralized, groups=SIGHTED, airl_discount=airl_discount, prior_options=IMAGES)
+    discriminator.save(tmp_path)
+    learned = LearnedReward(SIGHTED, None, None, checkpoint=str(tmp_path), shaping=False)
+    for name, reward in learned.reward(rollout).items():
+        torch.testing.assert_close(reward, discriminator.learned_reward(rollout)[name])
 
 
 def test_learned_rewards_that_do_not_fit_are_refused(tmp_path):

@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -12,10 +11,9 @@ from magail.config import build
 from magail.generators.bc import BehavioralCloning
 from magail.networks import BoundsNormalizer, RunningNormalizer
 from magail.policy import MostLikely, Policy, RandomPolicy, load_policy
-from magail.types import AgentGroup
 from tests.learning.test_imitation import demonstrations_of, fresh_return
 from tests.test_ppo import OPTIONS, ppo, returns_after
-from tests.toy import TWO_SIDES, ToyEnv, Walk, groups_of, random_batch
+from tests.toy import TWO_SIDES, BrightPixel, Walk, groups_of, random_batch
 
 
 @pytest.fixture
@@ -153,35 +151,6 @@ def test_other_boxes_learn_from_rewards(box, floor):
     torch.manual_seed(0)
     env = Walk()
     assert returns_after(env, ppo(env.groups, policy=OPTIONS["policy"] | {"box": box}), 60) > floor
-
-
-class BrightPixel(ToyEnv):
-    """Two agents each see a dim image of noise with one bright pixel, and must say in which half it lies."""
-
-    def __init__(self, num_envs: int = 32, length: int = 5) -> None:
-        image = spaces.Box(0, 255, (8, 10, 3), np.uint8)
-        super().__init__((AgentGroup("eye", ("eye_0", "eye_1"), image, spaces.Discrete(2)),), num_envs, length)
-
-    def begin(self, seeds):
-        self.rngs = [np.random.default_rng(seed) for seed in seeds]
-        self.draw()
-
-    def draw(self):
-        pixels = np.array([rng.integers(0, 128, (2, 8, 10, 3)) for rng in self.rngs], np.float32)
-        row, column = np.array([rng.integers(0, (8, 10), (2, 2)) for rng in self.rngs]).transpose(2, 0, 1)  # [E, A]
-        pixels[np.arange(self.num_envs)[:, None], np.arange(2), row, column] = 255
-        self.images, self.right = torch.as_tensor(pixels).flatten(2), torch.as_tensor(column >= 5)
-
-    def observe(self):
-        return self.images
-
-    def play(self, action):
-        reward = (action.squeeze(-1) == self.right).float()
-        self.draw()
-        return reward
-
-    def expert_action(self):
-        return {"eye": self.right.long().unsqueeze(-1)}
 
 
 @pytest.mark.parametrize("share_parameters", [False, True])

@@ -139,10 +139,14 @@ class Matching(ToyEnv):
 
 
 class Walk(ToyEnv):
-    """One agent on a line, pushed left or right by a continuous action, rewarded for being near the origin."""
+    """One agent on a line, pushed left or right by a continuous action, rewarded for being near the origin.
 
-    def __init__(self, num_envs: int = 32, length: int = 10) -> None:
+    A negative ``slope`` makes actions push the other way.
+    """
+
+    def __init__(self, num_envs: int = 32, length: int = 10, slope: float = 1.0) -> None:
         super().__init__(groups_of(walker=(1, 1, spaces.Box(-1.0, 1.0, (1,)))), num_envs, length)
+        self.slope = slope
 
     def begin(self, seeds: list[int]) -> None:
         self.x = torch.tensor([np.random.default_rng(seed).uniform(-2, 2) for seed in seeds], dtype=torch.float32)
@@ -151,11 +155,40 @@ class Walk(ToyEnv):
         return self.x.reshape(-1, 1, 1).clone()
 
     def play(self, action: torch.Tensor) -> torch.Tensor:
-        self.x = self.x + action.reshape(-1).clamp(-1, 1)
+        self.x = self.x + self.slope * action.reshape(-1).clamp(-1, 1)
         return -self.x.abs().unsqueeze(-1)
 
     def expert_action(self) -> ByGroup:
-        return {"walker": (-self.x).clamp(-1, 1).reshape(-1, 1, 1)}
+        return {"walker": (-self.slope * self.x).clamp(-1, 1).reshape(-1, 1, 1)}
+
+
+class BrightPixel(ToyEnv):
+    """Two agents each see a dim image of noise with one bright pixel, and must say in which half it lies."""
+
+    def __init__(self, num_envs: int = 32, length: int = 5) -> None:
+        image = spaces.Box(0, 255, (8, 10, 3), np.uint8)
+        super().__init__((AgentGroup("eye", ("eye_0", "eye_1"), image, spaces.Discrete(2)),), num_envs, length)
+
+    def begin(self, seeds):
+        self.rngs = [np.random.default_rng(seed) for seed in seeds]
+        self.draw()
+
+    def draw(self):
+        pixels = np.array([rng.integers(0, 128, (2, 8, 10, 3)) for rng in self.rngs], np.float32)
+        row, column = np.array([rng.integers(0, (8, 10), (2, 2)) for rng in self.rngs]).transpose(2, 0, 1)  # [E, A]
+        pixels[np.arange(self.num_envs)[:, None], np.arange(2), row, column] = 255
+        self.images, self.right = torch.as_tensor(pixels).flatten(2), torch.as_tensor(column >= 5)
+
+    def observe(self):
+        return self.images
+
+    def play(self, action):
+        reward = (action.squeeze(-1) == self.right).float()
+        self.draw()
+        return reward
+
+    def expert_action(self):
+        return {"eye": self.right.long().unsqueeze(-1)}
 
 
 class Expert:

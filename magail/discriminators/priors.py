@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +28,15 @@ from torch import Tensor, nn
 
 from magail.discriminators.regularizers import spectrally_normalized, with_dropout
 from magail.distributions import action_head
-from magail.networks import RunningNormalizer, StackedMLP, module_dict, update_normalizers
+from magail.networks import (
+    CHANNELS,
+    Encoder,
+    StackedMLP,
+    image_layout,
+    module_dict,
+    obs_normalizer,
+    update_normalizers,
+)
 from magail.policy import Policy
 from magail.ranges import check_range
 from magail.types import AgentGroup, ByGroup, JointTransition, Transition
@@ -40,11 +49,38 @@ INPUTS = ("obs", "action", "next_obs", "terminated")
 SEEN = {"obs", "next_obs"}  # those that other agents' features may be joined to, in `Decentralized`
 
 
+@dataclass(frozen=True)
+class Block:
+    """A stretch of a network's inputs: what one agent saw, or did."""
+
+    width: int
+    image: AgentGroup | None = None  # whose agents see images, where it is one
+
+
+class _OnImages(nn.Module):
+    """An MLP behind convolutions for those blocks of its inputs that are images, the same for all of one group's."""
+
+    def __init__(self, blocks: Sequence[Block], encoders: dict[str, Encoder], mlp: StackedMLP) -> None:
+        super().__init__()
+        self.blocks, self.encoders, self.mlp = list(blocks), module_dict(encoders), mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, N, F]`` to ``[B, N, H]``."""
+        parts = x.split([block.width for block in self.blocks], -1)
+        seen = [
+            self.encoders[block.image.name](part) if block.image else part
+            for block, part in zip(self.blocks, parts, strict=True)
+        ]
+        return self.mlp(torch.cat(seen, -1))
+
+
 class Prior(nn.Module):
     """Common ground of the priors: encoding of transitions with fixed observation statistics, and networks.
 
+    Images among the observations go through convolutions (`Encoder`).
+
     Raises:
-        ValueError: an unknown or missing input, or a regulariser out of range.
+        ValueError: an unknown or missing input, an unknown encoder, or a regulariser out of range.
     """
 
     def __init__(
@@ -53,6 +89,8 @@ class Prior(nn.Module):
         hidden_sizes: Sequence[int],
         activation: str,
         inputs: Sequence[str] = ("obs", "action"),
+        encoder: str = "mlp",
+        channels: Sequence[int] = CHANNELS,
         spectral_norm: bool = False,
         dropout: float = 0.0,
     ) -> None:
@@ -64,14 +102,15 @@ class Prior(nn.Module):
         check_range({"discriminator.prior.dropout": dropout}, 0, 0.99)
         self.groups, self.inputs = tuple(groups), tuple(inputs)
         self.hidden_sizes, self.activation = list(hidden_sizes), activation
+        self.encoder, self.channels = encoder, list(channels)
         self.spectral_norm, self.dropout = spectral_norm, dropout
         self.heads = module_dict({g.name: action_head(g.action_space, g.num_agents) for g in groups})
-        self.normalizers = module_dict({g.name: RunningNormalizer((g.obs_dim,)) for g in groups})
+        self.normalizers = module_dict({g.name: obs_normalizer(g.observation_space, encoder) for g in groups})
 
     @property
     def options(self) -> dict[str, Any]:
         """The arguments, besides the groups, that build the same prior again."""
-        names = ("hidden_sizes", "activation", "inputs", "spectral_norm", "dropout")
+        names = ("hidden_sizes", "activation", "inputs", "encoder", "channels", "spectral_norm", "dropout")
         return {name: getattr(self, name) for name in names}
 
     def fit_normalizers(self, demonstrations: JointTransition) -> None:
@@ -96,21 +135,41 @@ class Prior(nn.Module):
         """What all agents saw and did, ``[B, 1, sum A * F]``."""
         return torch.cat([x.flatten(-2) for x in self.encode(batch, inputs).values()], -1).unsqueeze(-2)
 
-    def dim(self, group: AgentGroup, inputs: Sequence[str]) -> int:
-        """F of `encode`."""
-        dims = {"action": self.heads[group.name].encoded_dim, "terminated": 1}
-        return sum(dims.get(kind, group.obs_dim) for kind in inputs)
+    def blocks(self, group: AgentGroup, inputs: Sequence[str]) -> list[Block]:
+        """What lies in the F of `encode`."""
+        observed = Block(group.obs_dim, group if image_layout(group.observation_space, self.encoder) else None)
+        others = {"action": Block(self.heads[group.name].encoded_dim), "terminated": Block(1)}
+        return [others.get(kind, observed) for kind in inputs]
 
-    def joint_dim(self, inputs: Sequence[str]) -> int:
-        """F of `encode_joint`."""
-        return sum(group.num_agents * self.dim(group, inputs) for group in self.groups)
+    def joint_blocks(self, inputs: Sequence[str]) -> list[Block]:
+        """What lies in the F of `encode_joint`."""
+        return [block for group in self.groups for block in group.num_agents * self.blocks(group, inputs)]
 
-    def network(self, num_nets: int, in_features: int, heads: int, share_parameters: bool = False) -> StackedMLP:
-        """Networks side by side, with the regularisers that the options ask for."""
-        mlp = StackedMLP(num_nets, in_features, self.hidden_sizes, heads, self.activation, 1.0, share_parameters)
+    def network(self, num_nets: int, blocks: Sequence[Block], heads: int, share_parameters: bool = False) -> nn.Module:
+        """Networks side by side, with the regularisers that the options ask for: ``[B, N, F]`` to ``[B, N, H]``.
+
+        Raises:
+            ValueError: spectral norms for convolutions.
+        """
+        encoders = {
+            block.image.name: Encoder(
+                block.image.observation_space, num_nets, self.encoder, self.channels, share_parameters
+            )
+            for block in blocks
+            if block.image
+        }
+        if encoders and self.spectral_norm:
+            raise ValueError(
+                "discriminator.prior.spectral_norm is not there for convolutions: choose another regulariser, such as "
+                "discriminator.gradient_penalty, or discriminator.prior.encoder=mlp"
+            )
+        features = sum(encoders[block.image.name].out_features if block.image else block.width for block in blocks)
+        mlp = StackedMLP(num_nets, features, self.hidden_sizes, heads, self.activation, 1.0, share_parameters)
         if self.spectral_norm:
             mlp = spectrally_normalized(mlp)
-        return with_dropout(mlp, self.dropout) if self.dropout else mlp
+        if self.dropout:
+            mlp = with_dropout(mlp, self.dropout)
+        return _OnImages(blocks, encoders, mlp) if encoders else mlp
 
     def labelled(self, generated: JointTransition, expert: JointTransition, policy: Policy) -> list[Labelled]:
         """The batches to tell apart."""
@@ -147,21 +206,20 @@ class Decentralized(Prior):
     def __init__(
         self,
         groups: Sequence[AgentGroup],
-        hidden_sizes: Sequence[int],
-        activation: str,
-        inputs: Sequence[str] = ("obs", "action"),
-        spectral_norm: bool = False,
-        dropout: float = 0.0,
+        *,
         share_parameters: bool = False,
         joint_observation: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(groups, hidden_sizes, activation, inputs, spectral_norm, dropout)
+        super().__init__(groups, **options)
         self.share_parameters, self.joint_observation = share_parameters, joint_observation
         shared = [kind for kind in self.inputs if joint_observation and kind in SEEN]
         self.own, self.shared = [kind for kind in self.inputs if kind not in shared], shared
         self.networks = module_dict(
             {
-                g.name: self.network(g.num_agents, self.joint_dim(shared) + self.dim(g, self.own), 1, share_parameters)
+                g.name: self.network(
+                    g.num_agents, self.joint_blocks(shared) + self.blocks(g, self.own), 1, share_parameters
+                )
                 for g in groups
             }
         )
@@ -195,17 +253,9 @@ class Decentralized(Prior):
 class _Joint(Prior):
     """One network on everything that all agents see and do."""
 
-    def __init__(
-        self,
-        groups: Sequence[AgentGroup],
-        hidden_sizes: Sequence[int],
-        activation: str,
-        inputs: Sequence[str] = ("obs", "action"),
-        spectral_norm: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(groups, hidden_sizes, activation, inputs, spectral_norm, dropout)
-        self.judge = self.network(1, self.joint_dim(self.inputs), self.num_heads)
+    def __init__(self, groups: Sequence[AgentGroup], **options: Any) -> None:
+        super().__init__(groups, **options)
+        self.judge = self.network(1, self.joint_blocks(self.inputs), self.num_heads)
 
     @property
     def num_heads(self) -> int:
@@ -252,20 +302,13 @@ class ZeroSum(Single):
     """
 
     def __init__(
-        self,
-        groups: Sequence[AgentGroup],
-        hidden_sizes: Sequence[int],
-        activation: str,
-        inputs: Sequence[str] = ("obs", "action"),
-        spectral_norm: bool = False,
-        dropout: float = 0.0,
-        first_side: Sequence[str] | None = None,
+        self, groups: Sequence[AgentGroup], *, first_side: Sequence[str] | None = None, **options: Any
     ) -> None:
-        super().__init__(groups, hidden_sizes, activation, inputs, spectral_norm, dropout)
-        if "action" not in inputs or "next_obs" in inputs:
+        super().__init__(groups, **options)
+        if "action" not in self.inputs or "next_obs" in self.inputs:
             raise ValueError(
                 "the zero-sum prior pairs one side's actions with the other's in the same state, so "
-                f"discriminator.prior.inputs={list(inputs)} must have action and cannot have next_obs"
+                f"discriminator.prior.inputs={list(self.inputs)} must have action and cannot have next_obs"
             )
         names = [group.name for group in groups]
         if len(names) < 2:

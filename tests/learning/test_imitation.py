@@ -8,6 +8,7 @@ import torch
 from magail.demonstrations import Demonstrations
 from magail.discriminators import losses, priors, rewards
 from magail.discriminators.discriminator import Discriminator
+from magail.discriminators.learned import LearnedReward
 from magail.generators.bc import BehavioralCloning
 from magail.generators.ppo import PPO
 from magail.policy import Policy
@@ -15,7 +16,7 @@ from magail.rollout import collect, play_episodes
 from magail.types import Seeds
 from tests.test_discriminators import OPTIONS as discriminator_options
 from tests.test_ppo import OPTIONS
-from tests.toy import Expert, Matching, Walk
+from tests.toy import BrightPixel, Expert, Matching, Walk
 
 DISCRIMINATOR = discriminator_options | {
     "loss": losses.bce,
@@ -26,15 +27,25 @@ DISCRIMINATOR = discriminator_options | {
 }
 
 
+IMAGES = {"encoder": "auto", "channels": [8, 16]}
+
+
 def demonstrations_of(env, count):
     seeds = list(range(100, 100 + count))
     _, episodes = play_episodes(env, Expert(env), seeds, torch.Generator().manual_seed(0), record=True)
     return Demonstrations.from_episodes(env.groups, episodes, seeds, {})
 
 
-def imitate(env, demonstrations, iterations, seed, prior=priors.Decentralized, reward=rewards.logit, **options):
+def imitate(env, demonstrations, iterations, seed, **options):
+    generator, _ = adversaries(env, demonstrations, iterations, seed, **options)
+    return fresh_return(env, generator.policy)
+
+
+def adversaries(env, demonstrations, iterations, seed, prior=priors.Decentralized, reward=rewards.logit, **options):
+    """Generator and discriminator after so many rounds."""
     torch.manual_seed(seed)
-    generator = PPO(env.groups, **(OPTIONS | {"entropy_coefficient": 0.001}))
+    networks = {part: OPTIONS[part] | IMAGES for part in ("policy", "critic")}
+    generator = PPO(env.groups, **(OPTIONS | networks | {"entropy_coefficient": 0.001}))
     generator.policy.fit_normalizer(demonstrations.transitions)
     discriminator = Discriminator(
         env.groups,
@@ -51,7 +62,7 @@ def imitate(env, demonstrations, iterations, seed, prior=priors.Decentralized, r
             group.env_reward.fill_(float("nan"))  # imitation must not look
         discriminator.update(rollout, demonstrations, generator.policy)
         generator.update(rollout, discriminator.reward)
-    return fresh_return(env, generator.policy)
+    return generator, discriminator
 
 
 def fresh_return(env, policy):
@@ -64,7 +75,7 @@ def fresh_return(env, policy):
 @pytest.mark.parametrize("prior", [priors.Decentralized, priors.Centralized, priors.Single])
 def test_magail_solves_the_matrix_game(prior, seed):
     env = Matching()
-    assert imitate(env, demonstrations_of(env, 20), 60, seed, prior) > 9.0  # of 10; chance is 2.5
+    assert imitate(env, demonstrations_of(env, 20), 60, seed, prior=prior) > 9.0  # of 10; chance is 2.5
 
 
 WGAN = {"loss": losses.wasserstein, "gradient_penalty": 1.0, "gradient_penalty_center": 1.0}
@@ -94,6 +105,13 @@ def test_every_form_of_the_adversary_imitates(form, seed):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
+def test_images_are_imitated(seed):
+    env = BrightPixel()
+    options = {"steps": 20, "learning_rate": 1e-3, "gradient_penalty": 0.01, "prior_options": IMAGES}
+    assert imitate(env, demonstrations_of(env, 100), 30, seed, **options) > 4.2  # of 5; chance is 2.5
+
+
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("inputs", [["obs", "next_obs"], ["obs"]])
 def test_the_walk_is_imitated_from_observation_alone(inputs, seed):
     env = Walk()
@@ -111,6 +129,27 @@ def test_gail_solves_the_walk(reward, seed):
     expert = demonstrations.returns().mean().item()
     imitated = imitate(env, demonstrations, 120, seed, reward=reward)
     assert imitated > expert - 2.5  # chance is about 14 below
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_airls_reward_of_the_state_teaches_where_actions_do_the_opposite(seed, tmp_path):
+    """Fu et al. 2018, section 7.1: what was imitated fails in the changed environment, its reward does not."""
+    env, changed = Walk(), Walk(slope=-1.0)
+    demonstrations = demonstrations_of(env, 20)
+    airl = {"airl_discount": 0.9, "gradient_penalty": 0.0, "steps": 20, "prior_options": {"inputs": ["obs"]}}
+    imitator, discriminator = adversaries(env, demonstrations, 120, seed, **airl)
+    discriminator.save(tmp_path)
+    reward = LearnedReward(changed.groups, None, None, checkpoint=str(tmp_path), shaping=False)
+    generator = PPO(changed.groups, **OPTIONS)
+    changed.reset(Seeds(seed))
+    for _ in range(120):
+        rollout, _ = collect(changed, generator.policy, 10)
+        for group in rollout.groups.values():
+            group.env_reward.fill_(float("nan"))
+        generator.update(rollout, reward.reward)
+    expert = demonstrations.returns().mean().item()
+    assert fresh_return(changed, generator.policy) > expert - 1.5  # chance is about 14 below
+    assert fresh_return(changed, imitator.policy) < expert - 20
 
 
 @pytest.mark.parametrize(("task", "floor"), [(Matching, 9.5), (Walk, -3.0)])
