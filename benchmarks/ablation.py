@@ -6,29 +6,29 @@
 trains every choice from random weights on the same 50 demonstrations, without cloning them first and without a cloning
 term, so that it is the adversary (or what stands in for it) that must teach; cloning alone is a row for comparison.
 A run that has finished is not repeated, so the command goes on where it was stopped. Scores are normalised returns on
-the true environment: 0 random, 1 the expert, means over 500 initial states that no demonstration has.
+the true environment: 0 random, 1 the expert, means over 500 initial states that no demonstration has; in a competitive
+task each side's by itself, in its seats against the expert (`benchmarks.seats`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from benchmarks.seats import seat_scores
 from benchmarks.tables import machine, table
-from magail.statistics import mean_interval
+from benchmarks.trainings import ON_REWARDS, demonstrations_of, over_seeds, train
 
 LOSS, REWARD = (
     "discriminator.loss._target_=magail.discriminators.losses",
     "discriminator.reward._target_=magail.discriminators.rewards",
 )
 NO_PENALTY = "discriminator.gradient_penalty=0"
+SLOWER = ["discriminator.steps=10", "discriminator.learning_rate=1e-3"]
 CHOICES: dict[str, dict[str, list[str]]] = {
     "prior": {
         "decentralized (default)": [],
@@ -71,14 +71,20 @@ CHOICES: dict[str, dict[str, list[str]]] = {
     },
     "inverse RL": {
         "AIRL (MA-AIRL)": ["algorithm=airl"],
-        "AIRL, no gradient penalty": ["algorithm=airl", NO_PENALTY],
+        "AIRL, reward of the state alone": ["algorithm=airl", "discriminator.prior.inputs=[obs]"],
+        "AIRL, centralized": ["algorithm=airl", "discriminator=centralized"],
     },
     "start": {
         "fresh initial states": ["start_from_demonstrations=0"],
     },
+    "discriminator's pace": {
+        "10 steps of rate 1e-3 (the cloned policy's default)": SLOWER,
+        "100 steps of rate 3e-3": ["discriminator.steps=100"],
+    },
     "generator": {
         "TRPO": ["generator=trpo"],
         "MACK": ["generator=mack"],
+        "MACK, steps of up to 0.01 nats": ["generator=mack", "generator.clip_kl=0.01"],
         "SAC (discriminator-actor-critic)": ["algorithm=dac"],
     },
     "not adversarial": {
@@ -89,63 +95,45 @@ CHOICES: dict[str, dict[str, list[str]]] = {
     },
 }
 FROM_SCRATCH = ["bc.steps=0", "bc.coefficient=0", "iterations=100"]
-PPO = ["generator.learning_rate=7e-4", "generator.final_learning_rate_fraction=0.1"]
-BRIEF = [
-    "threads=1",
-    "logger.mode=disabled",
-    "evaluation.every=50",
-    "evaluation.final_episodes=500",
-    "evaluation.video_episodes=0",
-    "env.mpe2.workers=0",
-]
-EXPERTS = {"simple_tag": ["algorithm=rl", "env=simple_tag", "iterations=600", "evaluation.every=100"]}  # not shipped
+PACE = ["discriminator.steps=30", "discriminator.learning_rate=3e-3"]  # a policy that changes fast
+COMPETITIVE = {"simple_tag"}
 
 
 def overrides_of(choice: Sequence[str]) -> list[str]:
     """The command line of one choice, besides task, seed and demonstrations."""
     if "algorithm=bc" in choice:
         return list(choice)
-    other_generator = any(word.startswith("generator=") for word in choice) or any(
-        f"algorithm={name}" in choice for name in ("dac", "sqil", "iq", "dagger")
-    )
-    return [*choice, *FROM_SCRATCH, *([] if other_generator else PPO)]
+    words = [*FROM_SCRATCH]
+    if not any(f"algorithm={name}" in choice for name in ("dac", "sqil", "iq", "dagger")):
+        words += PACE if any(word.startswith("generator=") for word in choice) else [*PACE, *ON_REWARDS]
+    return [*words, *choice]
 
 
-def train(words: Sequence[str], folder: Path) -> dict[str, Any] | None:
-    """Run `magail.train` in ``folder`` unless that is done; its results, or None where it failed."""
-    results = folder / "results.json"
-    if not results.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "magail.train", *BRIEF, *words, f"hydra.run.dir={folder}"]
-        with (folder / "output.txt").open("w") as output:
-            subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
-    return json.loads(results.read_text()) if results.exists() else None
+def trained_scores(task: str, words: Sequence[str], folder: Path) -> dict[str, float] | None:
+    """Scores of what ``words`` train, or None where that failed; of a competitive task each side's by itself."""
+    if not train(words, folder):
+        return None
+    if task not in COMPETITIVE:
+        *_, policy = json.loads((folder / "results.json").read_text())["policies"].values()
+        return {"score": policy["score"]}
+    kept = folder / "seats.json"
+    if not kept.exists():
+        kept.write_text(json.dumps(seat_scores(folder)))
+    scores: dict[str, float] = json.loads(kept.read_text())
+    return {f"in the seats of {group}": score for group, score in scores.items()}
 
 
-def demonstrations_of(task: str, runs: Path) -> list[str]:
-    """What makes a run imitate 50 demonstrations of the task's expert, which is trained first where none is shipped."""
-    expert = []
-    if task in EXPERTS:
-        folder = runs / "experts" / task
-        if train(EXPERTS[task], folder) is None:
-            sys.exit(f"the expert of {task} failed: see {folder}/output.txt")
-        expert = [f"env.expert={folder}"]
-    path = runs / f"{task}.npz"
-    if not path.exists():
-        command = [sys.executable, "-m", "magail.record", f"env={task}", "episodes=50", f"output={path}", *expert]
-        subprocess.run(command, check=True)
-    return [f"demonstrations.path={path}", *expert]
-
-
-def row(part: str, name: str, results: Sequence[Mapping[str, Any] | None]) -> list[str]:
-    """Mean score over the seeds with its interval, and each seed's."""
-    finished = [list(result["policies"].values())[-1] for result in results if result is not None]
-    scores = np.array([policy["score"] for policy in finished])
-    if not len(scores):
-        return [part, name, "failed", "-"]
-    mean, low, high = mean_interval(scores)
-    interval = "" if np.isnan(low) else f" ({low:.3f} to {high:.3f})"
-    return [part, name, f"{mean:.3f}{interval}", ", ".join(f"{score:.3f}" for score in scores)]
+def row(part: str, name: str, scores: Sequence[dict[str, float] | None]) -> dict[str, str]:
+    """By column: means over the seeds with their intervals, and each seed's."""
+    cells = {"part": part, "choice": name}
+    finished = [of_seed for of_seed in scores if of_seed is not None]
+    if not finished:
+        return cells | {"score": "failed"}
+    for measure in finished[0]:
+        of_seeds = [of_seed[measure] for of_seed in finished]
+        cells[measure] = over_seeds(of_seeds)
+        cells[f"{measure}, each seed"] = ", ".join(f"{score:.3f}" for score in of_seeds)
+    return cells
 
 
 def main() -> None:
@@ -153,30 +141,39 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["simple_spread", "simple_tag"])
     parser.add_argument("--parts", nargs="+", default=list(CHOICES), choices=list(CHOICES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time, each on one core")
     parser.add_argument("--runs", type=Path, default=Path("outputs/ablation"), help="where run folders lie")
     parser.add_argument("--output", type=Path, required=True, help="Markdown file to write")
     arguments = parser.parse_args()
     runs = arguments.runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
     command = "python -m " + " ".join(["benchmarks.ablation", *sys.argv[1:]])
-    done: dict[str, list[list[str]]] = {task: [] for task in arguments.tasks}
+    done: dict[str, list[dict[str, str]]] = {task: [] for task in arguments.tasks}
 
     def write() -> None:
         sections = [f"# Ablation\n\n```\n{command}\n```\n\n{machine()}."]
-        head = ["part", "choice", "score", "each seed"]
-        sections += [f"## {task}\n\n{table(head, rows)}" for task, rows in done.items() if rows]
+        for task, rows in done.items():
+            head = max(rows, key=len, default={})
+            sections += [f"## {task}\n\n{table(list(head), [[r.get(x, '-') for x in head] for r in rows])}"]
         arguments.output.write_text("\n\n".join(sections) + "\n")
 
-    for task in arguments.tasks:
-        imitate = demonstrations_of(task, runs)
-        for part in arguments.parts:
-            for name, choice in CHOICES[part].items():
-                words = [f"env={task}", *imitate, *overrides_of(choice)]
-                folder = runs / task / "".join(x if x.isalnum() else "_" for x in f"{part}-{name}")
-                results = [train([*words, f"seed={seed}"], folder / str(seed)) for seed in arguments.seeds]
-                done[task].append(row(part, name, results))
-                print(task, *done[task][-1], flush=True)
-                write()
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        rows = []
+        for task in arguments.tasks:
+            imitate = demonstrations_of(task, runs)
+            for part in arguments.parts:
+                for name, choice in CHOICES[part].items():
+                    words = [f"env={task}", *imitate, *overrides_of(choice)]
+                    folder = runs / task / "".join(x if x.isalnum() else "_" for x in f"{part}-{name}")
+                    results = [
+                        pool.submit(trained_scores, task, [*words, f"seed={seed}"], folder / str(seed))
+                        for seed in arguments.seeds
+                    ]
+                    rows.append((task, part, name, results))
+        for task, part, name, results in rows:
+            done[task].append(row(part, name, [result.result() for result in results]))
+            print(task, *done[task][-1].values(), flush=True)
+            write()
 
 
 if __name__ == "__main__":

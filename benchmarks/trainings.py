@@ -1,0 +1,57 @@
+"""What the benchmarks that train have in common: runs that are not repeated, demonstrations, means over seeds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from magail.statistics import mean_interval
+
+BRIEF = [
+    "threads=1",
+    "logger.mode=disabled",
+    "evaluation.every=50",
+    "evaluation.final_episodes=500",
+    "evaluation.video_episodes=0",
+    "env.mpe2.workers=0",
+]
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+EXPERTS = {"simple_tag": ["algorithm=rl", "env=simple_tag", "iterations=600", "evaluation.every=100"]}  # not shipped
+ON_REWARDS = ["generator.learning_rate=7e-4", "generator.final_learning_rate_fraction=0.1"]  # PPO's, not for cloning
+
+
+def train(words: Sequence[str], folder: Path) -> bool:
+    """Run `magail.train` in ``folder`` unless that is done; whether it came to its end."""
+    results = folder / "results.json"
+    if not results.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "magail.train", *BRIEF, *words, f"hydra.run.dir={folder}"]
+        with (folder / "output.txt").open("w") as output:
+            subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False, env=ONE_THREAD)
+    return results.exists()
+
+
+def demonstrations_of(task: str, runs: Path) -> list[str]:
+    """What makes a run imitate 50 demonstrations of the task's expert, which is trained first where none is shipped."""
+    expert = []
+    if task in EXPERTS:
+        folder = runs / "experts" / task
+        if not train(EXPERTS[task], folder):
+            sys.exit(f"the expert of {task} failed: see {folder}/output.txt")
+        expert = [f"env.expert={folder}"]
+    path = runs / f"{task}.npz"
+    if not path.exists():
+        command = [sys.executable, "-m", "magail.record", f"env={task}", "episodes=50", f"output={path}", *expert]
+        subprocess.run(command, check=True)
+    return [f"demonstrations.path={path}", *expert]
+
+
+def over_seeds(values: Sequence[float], digits: int = 3) -> str:
+    """Mean and its 95 % interval."""
+    mean, low, high = mean_interval(np.array(values))
+    return f"{mean:.{digits}f}" + ("" if np.isnan(low) else f" ({low:.{digits}f} to {high:.{digits}f})")
