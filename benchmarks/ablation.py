@@ -36,6 +36,7 @@ CHOICES: dict[str, dict[str, list[str]]] = {
         "decentralized, joint observation": ["discriminator.prior.joint_observation=true"],
         "centralized": ["discriminator=centralized"],
         "single": ["discriminator=single"],
+        "zero-sum": ["discriminator=zero_sum"],
     },
     "loss": {
         "WGAN, 1-centred penalty of 10": [
@@ -97,6 +98,7 @@ CHOICES: dict[str, dict[str, list[str]]] = {
 FROM_SCRATCH = ["bc.steps=0", "bc.coefficient=0", "iterations=100"]
 PACE = ["discriminator.steps=30", "discriminator.learning_rate=3e-3"]  # a policy that changes fast
 COMPETITIVE = {"simple_tag"}
+TWO_SIDED = {"zero-sum"}  # choices that need two sides
 
 
 def overrides_of(choice: Sequence[str]) -> list[str]:
@@ -163,6 +165,8 @@ def main() -> None:
             imitate = demonstrations_of(task, runs)
             for part in arguments.parts:
                 for name, choice in CHOICES[part].items():
+                    if name in TWO_SIDED and task not in COMPETITIVE:
+                        continue
                     words = [f"env={task}", *imitate, *overrides_of(choice)]
                     folder = runs / task / "".join(x if x.isalnum() else "_" for x in f"{part}-{name}")
                     results = [

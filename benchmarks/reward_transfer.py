@@ -2,10 +2,10 @@
 
     python -m benchmarks.reward_transfer --seeds 0 1 2 --runs outputs/transfer --output benchmarks/results/transfer.md
 
-imitates 50 demonstrations of simple_spread by AIRL and keeps the reward that it learned; then trains new policies on
-that reward alone, in the same world and in one where every push goes the other way. Beside them stand policies trained
-as long on the true reward, and the imitator itself put into the other world. Scores are normalised returns: 0 random,
-1 the expert in its own world, means over 500 initial states that no demonstration has.
+imitates 500 demonstrations of simple_spread by AIRL and keeps the reward that it learned; then trains new policies on
+that reward alone, from random weights, in the same world and in one where every push goes the other way. Beside them
+stand policies trained as long on the true reward, and the imitator itself put into the other world. Scores are
+normalised returns: 0 random, 1 the expert in its own world, means over 500 initial states that no demonstration has.
 
 The second table is about the learned reward itself: Pearson's correlation with the true one over the steps of 200
 episodes, played at random, by the expert, and both together.
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.tables import machine, say, table
-from benchmarks.trainings import ON_REWARDS, demonstrations_of, over_seeds, train
+from benchmarks.trainings import ON_REWARDS, over_seeds, train
 from magail.advantage import correlation
 from magail.discriminators.learned import LearnedReward
 from magail.files import locate
@@ -37,12 +37,15 @@ SEEDS = range(1_000_000, 1_000_500)  # of evaluation
 AIRL = [
     "algorithm=airl",
     "discriminator.prior.inputs=[obs]",  # a reward of the state alone can mean the same elsewhere
+    "discriminator.replay=100",  # of all rounds: the reward must stay right where the imitator no longer goes
+    "start_from_demonstrations=0",
+    "demonstrations.count=500",
     "bc.steps=0",
     "bc.coefficient=0",
-    "iterations=150",
+    "iterations=100",
     *ON_REWARDS,
 ]
-RL = ["algorithm=rl", "iterations=300", *ON_REWARDS]
+RL = ["algorithm=rl", "iterations=150", *ON_REWARDS]
 
 
 class OppositeSpread(SimpleSpread):
@@ -117,25 +120,24 @@ def main() -> None:
         say(str(folder))
         return folder
 
-    imitate = demonstrations_of("simple_spread", runs)
-    imitated = [trained("airl", seed, [*AIRL, *imitate, *arguments.airl]) for seed in arguments.seeds]
-    on_learned, on_true = (
-        {
+    imitated = [trained("airl", seed, [*AIRL, *arguments.airl]) for seed in arguments.seeds]
+
+    def reinforced(kind: str, *reward: str) -> dict[str, list[Path]]:
+        """Trained in each world, on the reward of the imitator with the same seed where it is a learned one."""
+        of_imitator = [[f"reward.checkpoint={folder}"] if reward else [] for folder in imitated]
+        return {
             world: [
-                trained(f"{kind} {world}", seed, [*RL, *change, *(reward(folder))])
-                for seed, folder in zip(arguments.seeds, imitated, strict=True)
+                trained(f"{kind} {world}", seed, [*RL, *change, *reward, *learned])
+                for seed, learned in zip(arguments.seeds, of_imitator, strict=True)
             ]
             for world, change in IN_WORLD.items()
         }
-        for kind, reward in (
-            ("learned", lambda folder: ["reward=learned", f"reward.checkpoint={folder}"]),
-            ("true", lambda folder: []),
-        )
-    )
-    kinds: dict[str, dict[str, list[Path]]] = {
+
+    kinds = {
         "imitated by AIRL in its own world": dict.fromkeys(WORLDS, imitated),
-        "trained on the reward that AIRL learned": on_learned,
-        "trained on the true reward": on_true,
+        "trained on what AIRL learned, f": reinforced("f", "reward=learned", "reward.shaping=true"),
+        "trained on its g alone": reinforced("g", "reward=learned"),
+        "trained on the true reward": reinforced("true"),
     }
     env = SimpleSpread("simple_spread", {}, 1)
     rewards = [LearnedReward(env.groups, None, None, checkpoint=str(folder), shaping=False) for folder in imitated]
