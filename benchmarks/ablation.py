@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -149,7 +150,7 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = arguments.runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
-    command = "python -m " + " ".join(["benchmarks.ablation", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "benchmarks.ablation", *sys.argv[1:]])
     done: dict[str, list[dict[str, str]]] = {task: [] for task in arguments.tasks}
 
     def write() -> None:

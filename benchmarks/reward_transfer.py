@@ -14,6 +14,7 @@ episodes, played at random, by the expert, and both together.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -142,7 +143,7 @@ def main() -> None:
     env = SimpleSpread("simple_spread", {}, 1)
     rewards = [LearnedReward(env.groups, None, None, checkpoint=str(folder), shaping=False) for folder in imitated]
     found = [correlations(reward) for reward in rewards]
-    command = "python -m " + " ".join(["benchmarks.reward_transfer", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "benchmarks.reward_transfer", *sys.argv[1:]])
     sections = [
         f"# Rewards that AIRL learned\n\n```\n{command}\n```\n\n{machine()}.",
         "## Policies\n\n" + table(["policy", *WORLDS], rows_of(kinds)),
