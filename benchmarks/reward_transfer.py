@@ -136,8 +136,8 @@ def main() -> None:
 
     kinds = {
         "imitated by AIRL in its own world": dict.fromkeys(WORLDS, imitated),
-        "trained on what AIRL learned, f": reinforced("f", "reward=learned", "reward.shaping=true"),
-        "trained on its g alone": reinforced("g", "reward=learned"),
+        "trained on what AIRL learned, f": reinforced("f", "reward=learned"),
+        "trained on its g alone": reinforced("g", "reward=learned", "reward.shaping=false"),
         "trained on the true reward": reinforced("true"),
     }
     env = SimpleSpread("simple_spread", {}, 1)

@@ -38,7 +38,7 @@ class CloningConfig:
 @dataclass
 class RewardConfig:
     checkpoint: str | None
-    shaping: bool
+    shaping: bool | None
 
 
 @dataclass

@@ -595,9 +595,11 @@ def test_a_learned_reward_is_kept_and_used_again(prior, airl_discount, tmp_path)
     learned = LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=False)
     for name, reward in learned.reward(rollout).items():
         torch.testing.assert_close(reward, discriminator.learned_reward(rollout)[name])
+    whole = LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=None)
+    f = discriminator.prior(rollout.flatten())["wolf"].unflatten(0, (3, 4))
+    torch.testing.assert_close(whole.reward(rollout)["wolf"], f * discriminator.prior.sign("wolf"))
     if airl_discount:
         shaped = LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=True)
-        f = discriminator.prior(rollout.flatten())["wolf"].unflatten(0, (3, 4))
         torch.testing.assert_close(shaped.reward(rollout)["wolf"], f)
     else:
         with pytest.raises(ValueError, match="only AIRL's reward has a shaping term"):

@@ -86,8 +86,9 @@ class FixedReward:
 class LearnedReward(FixedReward):
     """Stands in for the discriminator where training is on a reward learned before: it no longer changes.
 
-    Of AIRL's f the policy gets g alone, which can be the same in a changed environment (Fu et al. 2018, section 5), or
-    with ``shaping`` all of f. Of other discriminators it gets the logits.
+    Of AIRL's f the policy gets all, or g alone where ``shaping`` is False. Both have the same optimal policies, in a
+    changed environment too (Fu et al. 2018, section 5), but g has to be learned to a far higher precision: where one
+    step moves little, ``discount * h(s') - h(s)`` is most of f. Of other discriminators the policy gets the logits.
 
     Raises:
         ValueError: as `load_reward`, or ``shaping`` of a reward that has none.
@@ -100,14 +101,14 @@ class LearnedReward(FixedReward):
         held_out: None,
         *,
         checkpoint: str | None,
-        shaping: bool,
+        shaping: bool | None,
     ) -> None:
         if checkpoint is None:
             raise ValueError("reward=learned needs reward.checkpoint=RUN_FOLDER, of a run with a discriminator")
         learned = load_reward(Path(checkpoint), groups)
         if shaping and not isinstance(learned, Shaped):
-            raise ValueError(f"{checkpoint}: only AIRL's reward has a shaping term; set discriminator.shaping=false")
-        self.logits = learned.g if isinstance(learned, Shaped) and not shaping else learned
+            raise ValueError(f"{checkpoint}: only AIRL's reward has a shaping term; set reward.shaping=null")
+        self.logits = learned.g if isinstance(learned, Shaped) and shaping is False else learned
 
     @torch.no_grad()
     def reward(self, batch: JointTransition) -> ByGroup:

@@ -131,15 +131,15 @@ def test_gail_solves_the_walk(reward, seed):
     assert imitated > expert - 2.5  # chance is about 14 below
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_airls_reward_of_the_state_teaches_where_actions_do_the_opposite(seed, tmp_path):
+@pytest.mark.parametrize(("seed", "shaping"), [(0, None), (1, False)])
+def test_airls_reward_of_the_state_teaches_where_actions_do_the_opposite(seed, shaping, tmp_path):
     """Fu et al. 2018, section 7.1: what was imitated fails in the changed environment, its reward does not."""
     env, changed = Walk(), Walk(slope=-1.0)
     demonstrations = demonstrations_of(env, 20)
     airl = {"airl_discount": 0.9, "gradient_penalty": 0.0, "steps": 20, "prior_options": {"inputs": ["obs"]}}
     imitator, discriminator = adversaries(env, demonstrations, 120, seed, **airl)
     discriminator.save(tmp_path)
-    reward = LearnedReward(changed.groups, None, None, checkpoint=str(tmp_path), shaping=False)
+    reward = LearnedReward(changed.groups, None, None, checkpoint=str(tmp_path), shaping=shaping)
     generator = PPO(changed.groups, **OPTIONS)
     changed.reset(Seeds(seed))
     for _ in range(120):
