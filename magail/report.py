@@ -138,6 +138,7 @@ PANELS = (
     ),
     Panel("Discriminator loss", {"discriminator/loss": "loss", "discriminator/gradient_penalty": "gradient penalty"}),
     Panel("Reward of the generator, mean ± std", {"generator/reward_mean": "reward"}),
+    Panel("Correlation of learned and true reward", {"discriminator/reward_correlation": "correlation"}),
     Panel("Entropy of the policy", {"generator/entropy": "entropy"}),
     Panel("Approximate KL divergence of an update", {"generator/approx_kl": "KL"}),
     Panel("Clipped fraction of samples", {"generator/clip_fraction": "clip fraction"}),
