@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.seats import seat_scores
 from benchmarks.tables import machine, table
-from benchmarks.trainings import ON_REWARDS, demonstrations_of, over_seeds, train
+from benchmarks.trainings import ON_REWARDS, demonstrations_of, of_each, over_seeds, train
 
 LOSS, REWARD = (
     "discriminator.loss._target_=magail.discriminators.losses",
@@ -135,7 +135,7 @@ def row(part: str, name: str, scores: Sequence[dict[str, float] | None]) -> dict
     for measure in finished[0]:
         of_seeds = [of_seed[measure] for of_seed in finished]
         cells[measure] = over_seeds(of_seeds)
-        cells[f"{measure}, each seed"] = ", ".join(f"{score:.3f}" for score in of_seeds)
+        cells[f"{measure}, each seed"] = of_each(of_seeds)
     return cells
 
 

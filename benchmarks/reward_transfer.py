@@ -1,6 +1,7 @@
 """Does a reward that AIRL has learned teach a new policy, also where actions do the opposite?
 
-    python -m benchmarks.reward_transfer --seeds 0 1 2 --runs outputs/transfer --output benchmarks/results/transfer.md
+    python -m benchmarks.reward_transfer --seeds 0 1 2 --runs outputs/transfer \\
+        --output benchmarks/results/reward_transfer.md
 
 imitates 500 demonstrations of simple_spread by AIRL and keeps the reward that it learned; then trains new policies on
 that reward alone, from random weights, in the same world and in one where every push goes the other way. Beside them
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.tables import machine, say, table
-from benchmarks.trainings import ON_REWARDS, over_seeds, train
+from benchmarks.trainings import ON_REWARDS, of_each, over_seeds, train
 from magail.advantage import correlation
 from magail.discriminators.learned import LearnedReward
 from magail.files import locate
@@ -99,7 +100,7 @@ def rows_of(kinds: Mapping[str, Mapping[str, Sequence[Path]]]) -> list[list[str]
                 normalized_score(returns(WORLDS[world], load_policy(folder, env.groups)), expert, random)[0]
                 for folder in folders
             ]
-            cells.append(f"{over_seeds(scores)}: {', '.join(f'{score:.3f}' for score in scores)}")
+            cells.append(f"{over_seeds(scores)}: {of_each(scores)}")
         rows.append(cells)
     return rows
 
@@ -109,7 +110,6 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("outputs/transfer"), help="where run folders lie")
     parser.add_argument("--output", type=Path, required=True, help="Markdown file to write")
-    parser.add_argument("--airl", nargs="*", default=[], help="further overrides of the run that learns the reward")
     arguments = parser.parse_args()
     runs = arguments.runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def main() -> None:
         say(str(folder))
         return folder
 
-    imitated = [trained("airl", seed, [*AIRL, *arguments.airl]) for seed in arguments.seeds]
+    imitated = [trained("airl", seed, AIRL) for seed in arguments.seeds]
 
     def reinforced(kind: str, *reward: str) -> dict[str, list[Path]]:
         """Trained in each world, on the reward of the imitator with the same seed where it is a learned one."""

@@ -55,6 +55,13 @@ def module_dict(modules: dict[str, M]) -> dict[str, M]:
 CACHED_ROWS = 2048  # more rows of a batch than that fall out of a processor's cache between two layers
 
 
+@torch.no_grad()
+def follow(target: nn.Module, network: nn.Module, share: float) -> None:
+    """Move ``target``'s parameters by ``share`` of the way to those of ``network``, its twin (Polyak averaging)."""
+    for behind, ahead in zip(target.parameters(), network.parameters(), strict=True):
+        behind.lerp_(ahead, share)
+
+
 class StackedLinear(nn.Module):
     """``num_nets`` linear layers side by side, one batched product: ``[A, F, N] -> [A, H, N]``.
 

@@ -15,7 +15,7 @@ from magail.demonstrations import Demonstrations
 from magail.distributions import BoxDistribution, BoxHead, DiscreteHead
 from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory
 from magail.generators.replay import Replay
-from magail.networks import Encoder, StackedMLP, module_dict
+from magail.networks import Encoder, StackedMLP, follow, module_dict
 from magail.policy import Policy
 from magail.ranges import check_range
 from magail.types import AgentGroup, ByGroup, JointTransition, concatenate
@@ -305,7 +305,9 @@ class IQLearn:
         for group in self.optimizer.param_groups:
             nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
         self.optimizer.step()
-        self._follow()
+        if self.target is not None:
+            assert self.polyak is not None
+            follow(self.target, self.soft_q, self.polyak)
         reward, n = values.reward(self.gamma).detach(), self.num_experts
         return {
             "value_loss": value_loss.detach(),
@@ -327,14 +329,6 @@ class IQLearn:
             next_value=(self.target or self.soft_q).value(next_obs, goes_on),
             mask=self.soft_q.joined(alive),
         )
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the target a little towards the Q-functions."""
-        if self.target is not None:
-            assert self.polyak is not None
-            for target, parameter in zip(self.target.parameters(), self.soft_q.parameters(), strict=True):
-                target.lerp_(parameter, self.polyak)
 
     def state_dict(self) -> dict[str, Any]:
         return self.average.state_dict() | {

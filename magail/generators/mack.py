@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from magail.advantage import masked_mean
 from magail.distributions import GaussianHead
-from magail.generators.on_policy import OnPolicy, Samples
+from magail.generators.on_policy import OnPolicy, Samples, falling
 from magail.networks import Actor, StackedLinear
 from magail.optim.kfac import KFAC
 from magail.ranges import check_range
@@ -97,7 +97,7 @@ class MACK(OnPolicy):
 
     def _set_step_sizes(self, progress: float) -> None:
         """A step's length falls linearly, whether the learning rate limits it or the trust region, a squared length."""
-        fraction = 1.0 + (self.final_learning_rate_fraction - 1.0) * progress
+        fraction = falling(self.final_learning_rate_fraction, progress)
         for optimizer in self.actor_optimizers.values():
             # the loss is a mean over groups and their agents, and the optimizer's a sum over networks
             networks = len(self.actor_optimizers) * optimizer.nets

@@ -187,6 +187,11 @@ class OnPolicy:
         self.critic_memory = {name: memory.to(device) for name, memory in state["critic_memory"].items()}
 
 
+def falling(final_fraction: float, progress: float) -> float:
+    """From 1 at the start of training linearly to ``final_fraction`` at its end."""
+    return 1.0 + (final_fraction - 1.0) * progress
+
+
 def _transposed(tensors: ByGroup) -> ByGroup:
     """``[T, E, ...]`` to ``[E, T, ...]`` and back."""
     return {name: x.transpose(0, 1) for name, x in tensors.items()}

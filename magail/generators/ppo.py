@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from magail.advantage import masked_mean
-from magail.generators.on_policy import OnPolicy, Samples
+from magail.generators.on_policy import OnPolicy, Samples, falling
 from magail.ranges import check_range
 from magail.types import AgentGroup
 
@@ -88,7 +88,7 @@ class PPO(OnPolicy):
         return dict(zip(NUMBERS, torch.stack(numbers).mean(0).tolist(), strict=True))
 
     def _set_learning_rates(self, progress: float) -> None:
-        fraction = 1.0 + (self.final_learning_rate_fraction - 1.0) * progress
+        fraction = falling(self.final_learning_rate_fraction, progress)
         for group, learning_rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
             group["lr"] = learning_rate * fraction
 

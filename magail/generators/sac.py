@@ -17,6 +17,7 @@ from magail.distributions import BoxHead, Head
 from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory
 from magail.generators.q_networks import Choices, TwinCritics
 from magail.generators.replay import Replay, Sequences, at_step, n_step_return
+from magail.networks import follow
 from magail.policy import Policy
 from magail.ranges import check_range
 from magail.types import AgentGroup, ByGroup, JointTransition, absorbing_transition
@@ -151,7 +152,7 @@ class SAC:
         for group in self.optimizer.param_groups[:2]:
             nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
         self.optimizer.step()
-        self._follow()
+        follow(self.target_critic, self.critic, self.polyak)
         reward, mask = (torch.cat([x[name].flatten() for name in rewards]) for x in (rewards, first.field("mask")))
         reward_mean = masked_mean(reward, mask)
         return {
@@ -230,12 +231,6 @@ class SAC:
             losses.append(-masked_mean(soft_value, mask[name]))
             excess[name] = masked_mean(entropy.detach() - self.target_entropy[name], mask[name])
         return torch.stack(losses).mean(), excess
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the target critics a little towards the critics."""
-        for target, parameter in zip(self.target_critic.parameters(), self.critic.parameters(), strict=True):
-            target.lerp_(parameter, self.polyak)
 
     def state_dict(self) -> dict[str, Any]:
         return self.average.state_dict() | {
