@@ -302,7 +302,7 @@ class Demonstrations:
             ) from error
         members: dict[str, Any] = {"header": text, "lengths": self.lengths.numpy(), "seeds": self.seeds.numpy()}
         for name, group in self.transitions.map(lambda x: x.cpu()).groups.items():
-            members[f"{name}/obs"] = _join_observations(group, self.lengths).numpy()
+            members[f"{name}/obs"] = observation_rows(group, self.lengths).numpy()
             members |= {f"{name}/{member}": getattr(group, field).numpy() for member, field in _STEP_MEMBERS.items()}
         return members
 
@@ -371,8 +371,8 @@ def _observation_rows(lengths: Tensor) -> Tensor:
     return torch.arange(int(lengths.sum())) + _episode_of_step(lengths)
 
 
-def _join_observations(transition: Transition, lengths: Tensor) -> Tensor:
-    """``obs`` and ``next_obs`` ``[S, A, O]`` as the file's ``[S + N, A, O]``."""
+def observation_rows(transition: Transition, lengths: Tensor) -> Tensor:
+    """``obs`` and ``next_obs`` ``[S, A, O]`` of N episodes as ``[S + N, A, O]``, a row more than each has steps."""
     rows = _observation_rows(lengths)
     joined = transition.obs.new_zeros(len(rows) + len(lengths), *transition.obs.shape[1:])
     joined[rows] = transition.obs

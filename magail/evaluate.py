@@ -2,8 +2,8 @@
 
     python -m magail.evaluate env=simple_spread checkpoint=RUN_FOLDER evaluation.final_episodes=1000
 
-prints the returns and normalised scores of a run's last policy (or of a .pt or .safetensors file), beside the shipped
-expert's and random play's.
+prints the returns and normalised scores of a run's last policy (or of a .pt, .safetensors or stable-baselines3 .zip, or
+of a function by its dotted path), beside the shipped expert's and random play's.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 from omegaconf import DictConfig
 
 from magail.config import build, one_clear_message
-from magail.files import locate
-from magail.policy import Acting, MostLikely, Policy, RandomPolicy, load_policy
+from magail.experts import load_expert, most_likely
+from magail.policy import Acting, Policy, RandomPolicy
 from magail.render import side_by_side
 from magail.report import results_table, summarize
 from magail.rollout import Player, play_episodes
@@ -30,10 +30,10 @@ from magail.statistics import mean_interval
 from magail.types import BatchedEnv
 
 
-def expert_policy(env_cfg: DictConfig, env: BatchedEnv, checkpoint: str | None = None) -> Policy | None:
-    """The policy at ``checkpoint``, or the shipped expert of the environment; None where there is neither."""
-    path = checkpoint or env_cfg.expert
-    return load_policy(locate(path), env.groups) if path else None
+def expert_policy(env_cfg: DictConfig, env: BatchedEnv, checkpoint: str | None = None) -> Acting | None:
+    """Who ``checkpoint`` names (`load_expert`), or the environment's expert; None where there is neither."""
+    source = checkpoint or env_cfg.expert
+    return load_expert(source, env.groups) if source else None
 
 
 class Evaluator:
@@ -44,10 +44,8 @@ class Evaluator:
         self.env = build(self.env_cfg)
 
     def _acting(self, policy: Acting) -> Acting:
-        if not isinstance(policy, Policy):
-            return policy
-        here = copy.deepcopy(policy).to(self.env.device)
-        return MostLikely(here) if self.options.most_likely else here
+        here = copy.deepcopy(policy).to(self.env.device) if isinstance(policy, Policy) else policy
+        return most_likely(here) if self.options.most_likely else here
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.options.seed)
@@ -103,7 +101,7 @@ def main(cfg: DictConfig) -> None:
         policies: dict[str, Acting | None] = {
             "expert": expert_policy(cfg.env, evaluator.env),
             "random": RandomPolicy(groups),
-            "policy": load_policy(locate(cfg.checkpoint), groups) if cfg.checkpoint else None,
+            "policy": load_expert(cfg.checkpoint, groups) if cfg.checkpoint else None,
         }
         seeds = evaluator.seeds(cfg.evaluation.final_episodes)
         returns = {name: evaluator.returns(policy, seeds) for name, policy in policies.items() if policy is not None}

@@ -1,7 +1,11 @@
 """Write demonstrations: ``python -m magail.record env=simple_spread episodes=100 output=demonstrations.npz``.
 
-``checkpoint=RUN_FOLDER`` (or a .pt or .safetensors file) records any trained policy; without it the environment's
-shipped expert plays.
+``checkpoint=`` records another policy than the environment's shipped expert: a run folder, a .pt or .safetensors file
+of one, a .zip of stable-baselines3, or the dotted path of a function ``(observation, agent) -> action``.
+
+    python -m magail.record env=hopper from=minari from.path=mujoco/hopper/expert-v0
+
+converts a file of another library instead of playing (conf/from), and ``to=minari`` writes a Minari dataset (conf/to).
 """
 
 from __future__ import annotations
@@ -9,7 +13,6 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -20,7 +23,8 @@ from magail.config import build, one_clear_message
 from magail.demonstrations import Demonstrations
 from magail.distributions import action_head
 from magail.evaluate import expert_policy
-from magail.policy import Acting, MostLikely
+from magail.experts import most_likely as most_likely_actions
+from magail.policy import Acting
 from magail.rollout import play_episodes
 from magail.types import BatchedEnv
 
@@ -63,7 +67,7 @@ def record_expert(
         "expert": checkpoint or env_cfg.expert,
         "most_likely": most_likely,
     }
-    acting: Acting = MostLikely(policy) if most_likely else policy
+    acting = most_likely_actions(policy) if most_likely else policy
     return record(env, acting, seeds, torch.Generator().manual_seed(seed), metadata)
 
 
@@ -71,9 +75,12 @@ def record_expert(
 def main(cfg: DictConfig) -> None:
     torch.set_num_threads(1)
     with one_clear_message(), closing(build(cfg.env.evaluate)) as env:
-        demonstrations = record_expert(cfg.env, env, cfg.episodes, cfg.seed, cfg.most_likely, cfg.checkpoint)
-        demonstrations.save(Path(cfg.output))
-    mean = demonstrations.metadata["mean_return"]
+        if file := cfg.get("from"):
+            demonstrations = build(file, groups=env.groups)
+        else:
+            demonstrations = record_expert(cfg.env, env, cfg.episodes, cfg.seed, cfg.most_likely, cfg.checkpoint)
+        build(cfg.to, demonstrations=demonstrations, output=cfg.output)
+    mean = demonstrations.returns().mean().item()
     print(f"{cfg.output}: {len(demonstrations)} episodes, {demonstrations.num_steps} steps, mean return {mean:.2f}")
 
 

@@ -24,6 +24,7 @@ INJECTED = {  # what `magail` passes besides the YAML, by the target's beginning
     "magail.networks.Critic": {"groups"},
     "magail.generators.q_networks": {"groups"},
     "magail.logger.Logger": {"run_dir", "total", "config"},
+    "magail.formats": {"groups", "demonstrations", "output"},
 }
 PASSED_ON = {  # dictionaries of generators whose keys are another callable's arguments
     ("magail.generators", "policy"): "magail.policy.Policy",
@@ -68,9 +69,13 @@ def parameters_of(target):
 ALL = [f"{group}={choice}" for group in ("generator", "discriminator", "logger", "env") for choice in choices(group)]
 
 
+ALL += [f"{group}={choice}" for group in ("from", "to") for choice in choices(group)]
+
+
 @pytest.mark.parametrize("override", ALL)
 def test_yaml_keys_are_the_arguments_of_what_they_configure(override):
-    cfg = composed(override)
+    converts = {"name": "record"} if override.startswith(("from", "to")) else {}
+    cfg = composed(override, *["from.path=x"] * override.startswith("from"), **converts)
     for target, keys in parts(cfg[override.split("=")[0]]):
         parameters = parameters_of(get_object(target))
         given = set().union(*(names for start, names in INJECTED.items() if target.startswith(start)))

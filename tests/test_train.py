@@ -2,12 +2,14 @@
 
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
+import stable_baselines3
 import torch
 from PIL import Image
 
@@ -16,6 +18,8 @@ from magail.demonstrations import Demonstrations
 from magail.policy import RandomPolicy, load_policy
 from magail.record import record
 from magail.train import train
+from tests.formats.test_pickles import writer
+from tests.formats.test_readers import GOLDEN
 from tests.test_config import choices, composed
 
 TINY = [
@@ -197,6 +201,44 @@ def test_recording_a_run_and_training_on_the_file(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demos.npz", "first", "second"]
     output = run(*TINY, *SPREAD, *with_file, "demonstrations.count=5", "hydra.run.dir=third", cwd=tmp_path, ok=False)
     assert "cannot take 5 demonstrations: there are 4" in output
+
+
+def test_converting_other_libraries_files_and_training_on_them(tmp_path):
+    data = {"MINARI_DATASETS_PATH": str(tmp_path / "datasets")}
+    files = {"di_engine": ("di_engine_cartpole.pkl", 40), "imitation": ("imitation_cartpole", 85)}
+    for name, (file, steps) in files.items():
+        arguments = ["env=cartpole", f"from={name}", f"from.path={GOLDEN / file}", f"output={name}.npz"]
+        output = run(*arguments, cwd=tmp_path, module="magail.record")
+        assert re.search(rf"{name}.npz: \d+ episodes, {steps} steps, mean return", output), output
+    arguments = ["env=cartpole", "from=npz", "from.path=di_engine.npz", "to=minari", "output=cartpole/random-v0"]
+    run(*arguments, cwd=tmp_path, module="magail.record", **data)
+    arguments = ["env=cartpole", "from=minari", "from.path=cartpole/random-v0", "output=again.npz"]
+    run(*arguments, cwd=tmp_path, module="magail.record", **data)
+    cartpole = ["env=cartpole", "demonstrations.path=again.npz", "env.evaluate.workers=0", "env.evaluate.num_envs=2"]
+    output = run(*TINY, *cartpole, cwd=tmp_path, ok=False)
+    assert "error: episodes cannot start where demonstrations started: these carry no reset seeds" in output
+    output = run(*TINY, *cartpole, "start_from_demonstrations=0", cwd=tmp_path)
+    assert re.search(r"magail .* \d", output), output
+
+
+def test_a_file_that_would_run_code_ends_in_one_clear_message(tmp_path):
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(writer(tmp_path / "written")))
+    arguments = ["env=cartpole", "from=di_engine", "from.path=evil.pkl"]
+    output = run(*arguments, cwd=tmp_path, module="magail.record", ok=False)
+    assert "error: evil.pkl: refused, since it asks for posix.system" in output
+    assert "Traceback" not in output
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.pkl"]
+
+
+def test_an_expert_of_stable_baselines3_is_recorded_judged_and_imitated(tmp_path):
+    stable_baselines3.PPO("MlpPolicy", "CartPole-v1", n_steps=32, seed=0).save(tmp_path / "expert.zip")
+    cartpole = ["env=cartpole", "env.evaluate.workers=0", "env.evaluate.num_envs=2"]
+    arguments = [*cartpole, "checkpoint=expert.zip", "episodes=3", "output=demos.npz"]
+    assert "demos.npz: 3 episodes" in run(*arguments, cwd=tmp_path, module="magail.record")
+    arguments = [*cartpole, "checkpoint=expert.zip", "evaluation.final_episodes=4", "evaluation.most_likely=true"]
+    assert re.search(r"policy .* \d", run(*arguments, cwd=tmp_path, module="magail.evaluate"))
+    output = run(*TINY, *cartpole, "env.expert=expert.zip", cwd=tmp_path)
+    assert re.search(r"expert .* \d", output), output
 
 
 OWN_ENVIRONMENT = """

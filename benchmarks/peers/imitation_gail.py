@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from typing import Any
 
 # PettingZoo 1.24 announces pygame whenever it is imported
 os.environ["PYGAME_HIDE_SUPPORT_PROMPT"] = "1"
@@ -40,10 +41,10 @@ HIDDEN = [64, 64]
 class BoolDones(VecEnvWrapper):
     """SuperSuit's flags are uint8, which imitation takes for indices."""
 
-    def reset(self) -> np.ndarray:
+    def reset(self) -> Any:
         return self.venv.reset()
 
-    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, object]]]:
+    def step_wait(self) -> Any:
         obs, reward, done, infos = self.venv.step_wait()
         return obs, reward, done.astype(bool), infos
 

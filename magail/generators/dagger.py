@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from magail.demonstrations import Demonstrations
-from magail.files import locate
+from magail.experts import load_expert
+from magail.experts import most_likely as most_likely_actions
 from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory
-from magail.policy import Acting, MostLikely, Policy, load_policy
+from magail.policy import Policy
 from magail.ranges import check_range
 from magail.types import AgentGroup, JointTransition, Transition, concatenate
 
@@ -22,8 +23,8 @@ class DAgger:
 
     Each update labels the states of the rollout with the expert's actions, adds them to the dataset, which begins with
     the demonstrations, and goes on cloning the dataset. The demonstrations are the first round, played by the expert;
-    after it the policy plays alone: the paper's ``beta_i = I(i = 1)``. No reward is used. ``expert`` is the expert's
-    file (`magail.files.locate`), and conf/generator/dagger.yaml explains the options.
+    after it the policy plays alone: the paper's ``beta_i = I(i = 1)``. No reward is used. ``expert`` names it
+    (`load_expert`), and conf/generator/dagger.yaml explains the options.
 
     Raises:
         ValueError: there is no expert, it or the policy is recurrent, or an option is out of range.
@@ -50,10 +51,10 @@ class DAgger:
                 "DAgger asks an expert about every state, and this environment ships none: train one with "
                 "algorithm=rl and set env.expert to its run folder"
             )
-        known = load_policy(locate(expert), groups)
-        self.expert: Acting = MostLikely(known) if most_likely else known
+        known = load_expert(expert, groups)
+        self.expert = most_likely_actions(known) if most_likely else known
         self.policy = Policy(groups, **policy)
-        refuse_memory(self.policy, known)
+        refuse_memory(self.policy, *([known] if isinstance(known, Policy) else []))
         self.average = PolicyAverage(self.policy, averaging)
         self.steps, self.batch_size, self.capacity = steps, batch_size, capacity
         self.optimizer = torch.optim.AdamW(

@@ -1,0 +1,220 @@
+"""Whoever can demonstrate: policies of ours, stable-baselines3's, and any function."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from magail.files import locate
+from magail.formats import pickles
+from magail.formats.episodes import flat_action, unflat_obs
+from magail.policy import Acting, MostLikely, Policy, load_policy
+from magail.types import AgentGroup, ByGroup
+
+
+def load_expert(source: str, groups: Sequence[AgentGroup]) -> Acting:
+    """The policy that ``source`` names.
+
+    Args:
+        source: a run folder, a checkpoint (.pt) or a .safetensors of one; a .zip that stable-baselines3 saved; or the
+            dotted path of a function (`FunctionPolicy`).
+
+    Raises:
+        ValueError: there is none, or it does not fit the groups.
+    """
+    path = locate(source)
+    if path.suffix == ".zip":
+        return StableBaselinesPolicy(path, groups)
+    if not path.exists() and re.fullmatch(r"[a-zA-Z_]\w*(\.[a-zA-Z_]\w*)+", source) and path.suffix not in SUFFIXES:
+        return FunctionPolicy(_function(source), groups)
+    return load_policy(path, groups)
+
+
+SUFFIXES = (".pt", ".safetensors")
+
+
+def most_likely(policy: Acting) -> Acting:
+    """``policy`` with its most likely actions, where it has them; others play as they do."""
+    if isinstance(policy, Policy):
+        return MostLikely(policy)
+    if isinstance(policy, StableBaselinesPolicy):
+        return policy.most_likely()
+    return policy
+
+
+class FunctionPolicy:
+    """A function ``(observation, agent) -> action``, asked for every agent and copy by itself.
+
+    ``observation`` and ``action`` are as the agent's spaces have them, ``agent`` is its name. What it does is taken as
+    certain: log-probabilities are 0.
+
+    Raises:
+        ValueError: (`act`) an action that is not of the agent's space.
+    """
+
+    def __init__(self, function: Callable[[Any, str], Any], groups: Sequence[AgentGroup]) -> None:
+        self.function, self.groups = function, tuple(groups)
+
+    def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:
+        action = {
+            g.name: torch.stack([self._of_agent(g, i, obs[g.name][:, i]) for i in range(g.num_agents)], 1)
+            for g in self.groups
+        }
+        return action, _certain(action)
+
+    def _of_agent(self, group: AgentGroup, index: int, obs: Tensor) -> Tensor:
+        """``[E, U]`` from ``[E, O]``."""
+        agent, space = group.agents[index], group.observation_space
+        chosen = [self.function(_single(unflat_obs(space, row[None].numpy())), agent) for row in obs]
+        try:
+            actions = torch.from_numpy(flat_action(group.action_space, np.stack([np.asarray(x) for x in chosen])))
+            return actions.reshape(len(obs), group.action_dim)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"the expert's function gave {agent!r} the action {chosen[0]!r}, which is not of {group.action_space} "
+                f"({error}): it takes (observation, agent) and returns an action of the agent's space"
+            ) from error
+
+
+def _single(values: Any) -> Any:
+    """The first row of arrays, or of containers of arrays."""
+    if isinstance(values, dict):
+        return {key: _single(value) for key, value in values.items()}
+    if isinstance(values, tuple):
+        return tuple(map(_single, values))
+    return values[0]
+
+
+def _certain(action: ByGroup) -> ByGroup:
+    return {name: torch.zeros(x.shape[:-1]) for name, x in action.items()}
+
+
+def _function(source: str) -> Callable[[Any, str], Any]:
+    module, _, name = source.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"{source}: neither a file nor a function that can be imported ({error}); give a run folder, a .pt, "
+            ".safetensors or .zip, or the dotted path of a function in a package or in the current folder"
+        ) from error
+    return function
+
+
+class StableBaselinesPolicy:
+    """A policy that stable-baselines3 or sb3-contrib saved, for every agent of the only group.
+
+    Nothing in the file is executed: the policy is built anew from what its JSON says and takes the file's weights. Of
+    pickled objects only those libraries' policy classes and torch's activations and optimizers are admitted, by name.
+
+    Raises:
+        ValueError: stable-baselines3 is not installed, the file cannot be read safely, holds a recurrent policy or one
+            for other spaces, or there are several groups.
+    """
+
+    def __init__(self, path: Path, groups: Sequence[AgentGroup]) -> None:
+        if len(groups) > 1:
+            raise ValueError(
+                f"{path}: one policy for the groups {[group.name for group in groups]}, whose agents differ: give the "
+                "dotted path of a function that plays all of them"
+            )
+        (self.group,) = groups
+        self.policy, self.deterministic = _stable_baselines_policy(path, self.group), False
+
+    def most_likely(self) -> StableBaselinesPolicy:
+        """The same one, without the noise of exploration."""
+        other = object.__new__(StableBaselinesPolicy)
+        other.group, other.policy, other.deterministic = self.group, self.policy, True
+        return other
+
+    def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:
+        """Log-probabilities are 0: what it does is taken as certain."""
+        rows = obs[self.group.name].flatten(0, 1)  # [E * A, O]
+        with torch.random.fork_rng(devices=[]):  # it draws from torch's own random numbers
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            played, _ = self.policy.predict(
+                unflat_obs(self.group.observation_space, rows.numpy()), deterministic=self.deterministic
+            )
+        shape = (*obs[self.group.name].shape[:-1], self.group.action_dim)
+        action = {self.group.name: torch.from_numpy(flat_action(self.group.action_space, played)).reshape(shape)}
+        return action, _certain(action)
+
+
+def _stable_baselines_policy(path: Path, group: AgentGroup) -> Any:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; check the path")
+    try:
+        import stable_baselines3  # noqa: F401  an extra
+    except ImportError as error:
+        raise ValueError(f"{path}: playing it takes stable-baselines3: pip install 'magail[sb3]'") from error
+    try:
+        with zipfile.ZipFile(path) as archive:
+            data = json.loads(archive.read("data"))
+            weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
+        policy_class, arguments = _decoded(data["policy_class"]), _decoded(data["policy_kwargs"])
+    except pickles.Refused as error:
+        raise ValueError(f"{path}: refused, since it {error}") from error
+    except Exception as error:  # over damaged bytes zipfile, json and torch raise a dozen types
+        raise ValueError(
+            f"{path}: not a model that stable-baselines3 saved, or damaged ({type(error).__name__}: {error})"
+        ) from error
+    if "Recurrent" in policy_class.__name__:
+        raise ValueError(f"{path}: a recurrent policy remembers its episode; give a function that plays it")
+    if data.get("use_sde"):
+        arguments = arguments | {"use_sde": True}
+    try:
+        with torch.random.fork_rng(devices=[]):  # first weights, which the file's replace, and the noise of gSDE
+            torch.manual_seed(0)
+            spaces_of = (_channels_first(group.observation_space), group.action_space)
+            policy = policy_class(*spaces_of, lambda _: 0.0, **arguments)
+        policy.load_state_dict(weights)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"{path}: its weights do not fit {group.observation_space} and {group.action_space}; choose the "
+            f"environment that it was trained on ({str(error).splitlines()[-1].strip()})"
+        ) from error
+    policy.set_training_mode(False)
+    return policy
+
+
+def _channels_first(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """What stable-baselines3 makes of images before its networks see them."""
+    from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+    from stable_baselines3.common.vec_env import VecTransposeImage
+
+    if isinstance(space, spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space):
+        return VecTransposeImage.transpose_space(space)
+    return space
+
+
+def _decoded(item: Any) -> Any:
+    """A value of the file's JSON: as it is, or pickled."""
+    if not (isinstance(item, dict) and ":serialized:" in item):
+        return item
+    return pickles.loads(io.BytesIO(base64.b64decode(item[":serialized:"])), _admitted_class)
+
+
+def _admitted_class(module: str, name: str) -> type:
+    if re.fullmatch(
+        r"(stable_baselines3|sb3_contrib)(\.\w+)*\.policies|torch\.nn\.modules\.activation|torch\.optim\.\w+", module
+    ):
+        found = getattr(importlib.import_module(module), name, None)
+        if isinstance(found, type):
+            return found
+    raise pickles.Refused(
+        f"asks for {module}.{name}: beside the policies of stable-baselines3 only torch's activations and optimizers "
+        "are admitted, since anything else could run code; if you trust the file, load it in a function of your own "
+        "and give that function's dotted path"
+    )

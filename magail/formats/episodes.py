@@ -1,0 +1,161 @@
+"""What the readers of other libraries' files have in common: an agent's episode as its spaces have it, made ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from magail.types import AgentGroup, JointTransition, Transition
+
+
+@dataclass
+class AgentEpisode:
+    """One agent's episode of T steps; rows of steps in which it is not alive may hold anything."""
+
+    obs: Any  # T + 1 observations of the agent's space; of a Dict or Tuple space a container of arrays
+    action: Any  # T actions of its space
+    reward: Any  # [T]
+    terminated: Any  # [T] bool
+    truncated: Any  # [T] bool
+    mask: Any  # [T] bool, alive when it acted
+
+
+def alone(action: Any, obs: Any, reward: Any, terminated: bool) -> AgentEpisode:
+    """The episode of a single agent, which the environment ended (``terminated``) or something cut off."""
+    last = np.arange(len(action)) == len(action) - 1
+    return AgentEpisode(obs, action, reward, last & terminated, last & (not terminated), np.ones(len(action), bool))
+
+
+def all_agents(groups: Sequence[AgentGroup]) -> list[str]:
+    """The agents of all groups, in order."""
+    return [agent for group in groups for agent in group.agents]
+
+
+def only_agent(groups: Sequence[AgentGroup], source: object) -> str:
+    """The single agent of a file that knows no more than one.
+
+    Raises:
+        ValueError: the environment has several.
+    """
+    agents = all_agents(groups)
+    if len(agents) > 1:
+        raise ValueError(
+            f"{source}: a file of this format holds one agent's episodes, but the environment has {agents}: choose the "
+            "environment that it was recorded in"
+        )
+    return agents[0]
+
+
+def joint_transition(
+    groups: Sequence[AgentGroup], agents: Mapping[str, AgentEpisode], source: object
+) -> JointTransition:
+    """Every agent's episode as one of ours, ``[T]``.
+
+    Raises:
+        ValueError: what an agent saw or did is not what its spaces hold; the message begins with ``source``.
+    """
+    return JointTransition({group.name: _transition(group, agents, source) for group in groups})
+
+
+def _transition(group: AgentGroup, agents: Mapping[str, AgentEpisode], source: object) -> Transition:
+    columns: dict[str, list[np.ndarray]] = {}
+    for agent in group.agents:
+        for name, column in _columns(group, agents[agent], f"{source}, agent {agent!r}").items():
+            columns.setdefault(name, []).append(column)
+    try:
+        fields = {name: torch.from_numpy(np.stack(of_agents, 1)) for name, of_agents in columns.items()}
+    except ValueError as error:
+        raise ValueError(
+            f"{source}: the agents of group {group.name!r} differ in the length or shape of what they saw and did "
+            f"({error}); give every agent a row for every step"
+        ) from error
+    return Transition(**fields, log_prob=torch.zeros_like(fields["env_reward"]))
+
+
+def _columns(group: AgentGroup, episode: AgentEpisode, source: str) -> dict[str, np.ndarray]:
+    try:
+        obs, action = flat_obs(group.observation_space, episode.obs), flat_action(group.action_space, episode.action)
+        columns = {
+            "obs": obs[:-1],
+            "next_obs": obs[1:],
+            "action": action,
+            "env_reward": np.asarray(episode.reward, np.float32),
+            "terminated": np.asarray(episode.terminated, bool),
+            "truncated": np.asarray(episode.truncated, bool),
+            "mask": np.asarray(episode.mask, bool),
+        }
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"{source}: what the file holds is not of the spaces {group.observation_space} and {group.action_space} "
+            f"({error}); use the environment, with the arguments, that it was recorded in"
+        ) from error
+    steps = {name: column.shape[:1] for name, column in columns.items()}
+    if len(set(steps.values())) > 1:
+        raise ValueError(
+            f"{source}: fields of different length: {steps}; there is one observation more than there are actions"
+        )
+    return columns
+
+
+def flat_obs(space: spaces.Space[Any], obs: Any) -> np.ndarray:
+    """Observations of a space, ``[T + 1, O]`` float32 as the environments' adapters flatten them."""
+    if isinstance(space, spaces.Box):
+        rows = np.asarray(obs, np.float32)
+        return rows.reshape(len(rows), -1)
+    return np.stack([np.asarray(spaces.flatten(space, row), np.float32) for row in _rows(space, obs)])
+
+
+def _rows(space: spaces.Space[Any], values: Any) -> Iterator[Any]:
+    """Values of a space, one by one, of a container of arrays."""
+    if isinstance(space, spaces.Dict):
+        parts = [list(_rows(inner, values[key])) for key, inner in space.spaces.items()]
+        return (dict(zip(space.spaces, row, strict=True)) for row in zip(*parts, strict=True))
+    if isinstance(space, spaces.Tuple):
+        return zip(*(list(_rows(inner, part)) for inner, part in zip(space.spaces, values, strict=True)), strict=True)
+    return iter(values)
+
+
+def flat_action(space: spaces.Space[Any], action: Any) -> np.ndarray:
+    """Actions of a space, ``[T, U]``: indices from 0 as int64, or a Box's numbers as float32."""
+    if isinstance(space, spaces.Box):
+        numbers = np.asarray(action, np.float32)
+        return numbers.reshape(len(numbers), -1)
+    found = np.asarray(action)
+    indices = found.astype(np.int64)
+    if (indices != found).any():
+        raise ValueError(f"actions are whole numbers here, not {found[indices != found].ravel()[0]}")
+    return indices.reshape(len(indices), -1) - _start(space)
+
+
+def unflat_obs(space: spaces.Space[Any], obs: np.ndarray) -> Any:
+    """The reverse of `flat_obs`: arrays, or containers of arrays for a Dict or Tuple space."""
+    if isinstance(space, spaces.Box):
+        return obs.reshape(len(obs), *space.shape).astype(space.dtype)
+    return _columns_of([spaces.unflatten(space, row) for row in obs])
+
+
+def _columns_of(rows: list[Any]) -> Any:
+    if isinstance(rows[0], dict):
+        return {key: _columns_of([row[key] for row in rows]) for key in rows[0]}
+    if isinstance(rows[0], tuple):
+        return tuple(_columns_of(list(column)) for column in zip(*rows, strict=True))
+    return np.stack(rows)
+
+
+def unflat_action(space: spaces.Space[Any], action: np.ndarray) -> np.ndarray:
+    """The reverse of `flat_action`."""
+    if isinstance(space, spaces.Discrete):
+        return action[:, 0] + _start(space)
+    assert space.shape is not None
+    shaped = action.reshape(len(action), *space.shape) if isinstance(space, spaces.Box) else action + _start(space)
+    return shaped.reshape(len(action), *space.shape).astype(space.dtype)
+
+
+def _start(space: spaces.Space[Any]) -> np.ndarray:
+    assert isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
+    return np.asarray(space.start, np.int64).reshape(-1)

@@ -1,0 +1,80 @@
+"""The pickles of the original MAGAIL, MA-AIRL and CoDAIL code (Song et al. 2018, Yu et al. 2019, Liu et al. 2020).
+
+A list with a dict for every episode: ``ob`` holds an array ``[T, O]`` for every agent, ``ac`` the actions of every
+agent, one-hot where they are discrete, ``rew`` their rewards. They end by a time limit, and carry no reset seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from magail.demonstrations import Demonstrations
+from magail.formats import pickles
+from magail.formats.episodes import AgentEpisode, all_agents, joint_transition
+from magail.types import AgentGroup, JointTransition
+
+
+def read(path: str, groups: Sequence[AgentGroup]) -> Demonstrations:
+    """Read a file whose agents are in the order of ``groups``.
+
+    The last step of every episode is left out: what came of it was not saved.
+
+    Raises:
+        ValueError: the file cannot be read safely, is not of this format, or does not fit the groups.
+    """
+    content = pickles.load(Path(path))
+    if not isinstance(content, list) or not all(isinstance(x, dict) and {"ob", "ac"} <= x.keys() for x in content):
+        raise ValueError(
+            f"{path}: not a list of episodes with 'ob' and 'ac', as the original MAGAIL code writes it: "
+            "choose another format (from=...)"
+        )
+    episodes = [_episode(groups, episode, f"{path}: episode {index}") for index, episode in enumerate(content)]
+    return Demonstrations.from_episodes(groups, episodes, [-1] * len(episodes), {"converted_from": path}, path)
+
+
+def _episode(groups: Sequence[AgentGroup], episode: dict[str, Any], source: str) -> JointTransition:
+    names = all_agents(groups)
+    for key in ("ob", "ac"):
+        if len(episode[key]) != len(names):
+            raise ValueError(
+                f"{source}: {key!r} has {len(episode[key])} agents, the environment has {names}: choose the "
+                "environment, with the arguments, that it was recorded in"
+            )
+    spaces_of = [group.action_space for group in groups for _ in group.agents]
+    steps = len(episode["ob"][0]) - 1
+    rewards = episode.get("rew", np.zeros((len(names), steps)))
+    agents = {}
+    for name, space, obs, action, reward in zip(names, spaces_of, episode["ob"], episode["ac"], rewards, strict=True):
+        cut = np.arange(steps) == steps - 1
+        agents[name] = AgentEpisode(
+            obs=list(obs),
+            action=_indices(space, action, f"{source}, agent {name!r}")[:steps],
+            reward=np.asarray(reward, np.float32).reshape(-1)[:steps],
+            terminated=np.zeros(steps, bool),
+            truncated=cut,
+            mask=np.ones(steps, bool),
+        )
+    return joint_transition(groups, agents, source)
+
+
+def _indices(space: spaces.Space[Any], action: Any, source: str) -> np.ndarray:
+    """Discrete actions from their one-hot form; a Box's as they are."""
+    numbers = np.asarray([np.asarray(row, np.float64).reshape(-1) for row in action])
+    if isinstance(space, spaces.Box):
+        return numbers
+    sizes = [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.ravel().tolist()  # type: ignore[attr-defined]
+    if numbers.shape != (len(numbers), sum(sizes)):
+        raise ValueError(
+            f"{source}: actions of shape {numbers.shape} where {space} has one-hot rows of {sum(sizes)}: choose the "
+            "environment, with the arguments, that it was recorded in"
+        )
+    parts = np.split(numbers, np.cumsum(sizes)[:-1], 1)
+    if not all(((part == 0) | (part == 1)).all() and (part.sum(1) == 1).all() for part in parts):
+        raise ValueError(f"{source}: actions are not one-hot; one of the {sum(sizes)} numbers of a row is 1")
+    start = np.asarray(space.start).reshape(-1)  # type: ignore[attr-defined]
+    return np.stack([part.argmax(1) for part in parts], 1) + start
