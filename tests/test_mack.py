@@ -34,6 +34,7 @@ OPTIONS = {
     "gamma": 0.9,
     "gae_lambda": 0.9,
     "entropy_coefficient": 0.0,
+    "absorbing": False,
     "averaging": 0.9,
 }
 

@@ -20,6 +20,7 @@ OPTIONS = {
     "gae_lambda": 0.9,
     "entropy_coefficient": 0.0,
     "max_grad_norm": 10.0,
+    "absorbing": False,
     "averaging": 0.9,
 }
 
@@ -42,6 +43,34 @@ def played(generator, *shape, alive=1.0):
 def test_options_out_of_range_are_refused(option, value):
     with pytest.raises(ValueError, match=rf"generator\.{option}={value} must be"):
         ppo(TWO_SIDES, **{option: value})
+    with pytest.raises(ValueError, match=r"generator\.gamma=1.0 must be"):
+        ppo(TWO_SIDES, gamma=1.0, absorbing=True)
+
+
+def test_an_absorbing_state_is_worth_its_reward_for_ever():
+    """Where every step pays c, absorbing ones too, all is worth c / (1 - gamma), also where an agent terminates."""
+    generator = ppo(TWO_SIDES, absorbing=True, gamma=0.8, gae_lambda=1.0)
+    rollout = played(generator, 5, 8)
+    for group in rollout.groups.values():
+        group.truncated.fill_(False)
+        group.terminated.fill_(False)
+        group.terminated[4] = True
+    asked = []
+
+    def constant(steps):
+        asked.append(steps)
+        return {name: torch.full(group.mask.shape, 2.0) for name, group in steps.groups.items()}
+
+    rewards = generator._with_afterlife(constant(rollout), rollout, constant)
+    after = asked[1].groups["wolf"]
+    assert torch.equal(after.mask, rollout.groups["wolf"].terminated)
+    assert not after.obs.any()
+    discounts = 0.8 ** torch.arange(5.0)
+    for reward in rewards.values():
+        returns = torch.einsum("t,tea->ea", discounts, reward)
+        torch.testing.assert_close(returns, torch.full_like(returns, 2.0 / 0.2))
+    before = generator.update(rollout, constant)["generator/reward_mean"]
+    assert before == 2  # what is logged is a step's
 
 
 def test_the_better_action_becomes_likelier():

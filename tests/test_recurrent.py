@@ -423,7 +423,7 @@ CANNOT = "learns from lone steps.*choose generator=ppo"
 
 @pytest.mark.parametrize("network", ["policy", "critic"])
 def test_on_policy_generators_must_say_that_they_can(network):
-    options = {name: OPTIONS[name] for name in ("policy", "critic", "gamma", "gae_lambda", "averaging")}
+    options = {name: OPTIONS[name] for name in ("policy", "critic", "gamma", "gae_lambda", "absorbing", "averaging")}
     OnPolicy(TWO_SIDES, **options)
     with pytest.raises(ValueError, match=CANNOT):
         OnPolicy(TWO_SIDES, **options | {network: BOTH[network]})

@@ -191,6 +191,51 @@ class BrightPixel(ToyEnv):
         return {"eye": self.right.long().unsqueeze(-1)}
 
 
+class Landing(ToyEnv):
+    """One agent drifts left or right over five places until it chooses to land, which ends its episode.
+
+    The expert lands with probability 0.3 in each step, so its episodes have 3.3 steps in the mean. What it does in the
+    air says nothing: who stays there forever looks almost as the expert does.
+    """
+
+    def __init__(self, num_envs: int = 32, length: int = 40) -> None:
+        super().__init__(groups_of(lander=(1, 1, spaces.Discrete(3))), num_envs, length)
+
+    def begin(self, seeds: list[int]) -> None:
+        self.rngs = [np.random.default_rng(seed) for seed in seeds]
+        self.x = torch.tensor([float(rng.integers(-2, 3)) for rng in self.rngs])
+        self.age = torch.zeros(self.num_envs, dtype=torch.int64)
+
+    def observe(self) -> torch.Tensor:
+        return self.x.reshape(-1, 1, 1).clone()
+
+    def step(self, action: ByGroup) -> Step:
+        choice = action["lander"].reshape(-1)  # left, right, land
+        self.x = (self.x + (choice == 1).float() - (choice == 0).float()).clamp(-2, 2)
+        self.age, landed = self.age + 1, choice == 2
+        over = landed | (self.age == self.length)
+        step = Step(
+            next_obs={"lander": self.observe()},
+            reward={"lander": torch.ones(self.num_envs, 1)},
+            terminated={"lander": landed.unsqueeze(-1)},
+            truncated={"lander": (over & ~landed).unsqueeze(-1)},
+            done=over,
+            episode_return={"lander": self.age.float().unsqueeze(-1)},
+            episode_length=self.age,
+            episode_seed=self.episode_seed.clone(),
+        )
+        for copy in over.nonzero().flatten().tolist():
+            self.episode_seed[copy] = next(self.seeds)
+            self.rngs[copy] = np.random.default_rng(int(self.episode_seed[copy]))
+            self.x[copy], self.age[copy] = float(self.rngs[copy].integers(-2, 3)), 0
+        self._show()
+        return step
+
+    def expert_action(self) -> ByGroup:
+        chosen = [rng.choice(3, p=(0.35, 0.35, 0.3)) for rng in self.rngs]
+        return {"lander": torch.tensor(chosen).reshape(-1, 1, 1)}
+
+
 class Expert:
     """Plays what the toy knows to be right."""
 

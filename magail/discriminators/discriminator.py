@@ -204,8 +204,10 @@ class Discriminator:
             with torch.no_grad():
                 log_prob = policy.log_prob(batch)
         if self.absorbing:
-            batch = concatenate([batch, absorbing_transition(batch)])
-            log_prob = {name: torch.cat([x, torch.zeros_like(x)]) for name, x in log_prob.items()}
+            after = absorbing_transition(batch)
+            ended = torch.cat(list(after.field("mask").values()), -1).any(-1).nonzero().squeeze(1)
+            batch = concatenate([batch, after.rows(ended)])
+            log_prob = {name: torch.cat([x, x.new_zeros(len(ended), *x.shape[1:])]) for name, x in log_prob.items()}
         return Examples(self.prior.features(batch), batch.field("mask"), some.new_tensor(target), log_prob)
 
     def _disturbed(self, examples: Examples) -> Examples:

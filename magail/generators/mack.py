@@ -52,6 +52,7 @@ class MACK(OnPolicy):
         gamma: float,
         gae_lambda: float,
         entropy_coefficient: float,
+        absorbing: bool,
         averaging: float,
     ) -> None:
         check_range({"generator.learning_rate": learning_rate, "generator.clip_kl": clip_kl}, 0)
@@ -64,7 +65,8 @@ class MACK(OnPolicy):
         check_range({"generator.damping": damping}, 1e-8)
         check_range({"generator.statistics_decay": statistics_decay}, 0, 1)
         check_range({"generator.entropy_coefficient": entropy_coefficient}, 0)
-        super().__init__(groups, policy=policy, critic=critic, gamma=gamma, gae_lambda=gae_lambda, averaging=averaging)
+        advantages: dict[str, Any] = {"gamma": gamma, "gae_lambda": gae_lambda, "absorbing": absorbing}
+        super().__init__(groups, policy=policy, critic=critic, averaging=averaging, **advantages)
         self.steps, self.critic_steps, self.entropy_coefficient = steps, critic_steps, entropy_coefficient
         self.final_learning_rate_fraction = final_learning_rate_fraction
         options: dict[str, Any] = {

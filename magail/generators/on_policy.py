@@ -15,7 +15,7 @@ from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory
 from magail.networks import Critic
 from magail.policy import Policy
 from magail.ranges import check_range
-from magail.types import AgentGroup, ByGroup, JointTransition
+from magail.types import AgentGroup, ByGroup, JointTransition, absorbing_transition
 
 
 @dataclass
@@ -84,15 +84,17 @@ class OnPolicy:
         critic: dict[str, Any],
         gamma: float,
         gae_lambda: float,
+        absorbing: bool,
         averaging: float,
     ) -> None:
-        check_range({"generator.gamma": gamma, "generator.gae_lambda": gae_lambda}, 0, 1)
+        check_range({"generator.gae_lambda": gae_lambda}, 0, 1)
+        check_range({"generator.gamma": gamma}, 0, 0.9999 if absorbing else 1)
         self.policy = Policy(groups, **policy)
         self.critic = Critic(groups, **critic)
         if not self.takes_sequences:
             refuse_memory(self.policy, self.critic)
         self.critic_memory: ByGroup = {}  # [E, 1, H] after the last rollout
-        self.gamma, self.gae_lambda = gamma, gae_lambda
+        self.gamma, self.gae_lambda, self.absorbing = gamma, gae_lambda, absorbing
         self.average = PolicyAverage(self.policy, averaging)
 
     @property
@@ -108,7 +110,7 @@ class OnPolicy:
         demonstrations: Demonstrations | None = None,
     ) -> dict[str, float]:
         rewards = reward_fn(rollout)
-        samples, explained = self._samples(rollout, rewards)
+        samples, explained = self._samples(rollout, self._with_afterlife(rewards, rollout, reward_fn))
         info = self._improve(samples, progress, extra_loss)
         self.policy.observe(rollout)  # after the steps: the rollout's log-probabilities belong to the old statistics
         self.average.update()
@@ -120,6 +122,17 @@ class OnPolicy:
             "reward_std": flat_rewards.std().item(),
         }
         return {f"generator/{key}": value for key, value in info.items()}
+
+    def _with_afterlife(self, rewards: ByGroup, rollout: JointTransition, reward_fn: RewardFn) -> ByGroup:
+        """``rewards``, and with ``absorbing`` what comes after a termination: ``r_absorbing`` for ever.
+
+        So neither living nor ending pays by itself (Kostrikov et al. 2019, arXiv 1809.02925, section 4.2).
+        """
+        if not self.absorbing:
+            return rewards
+        after = reward_fn(absorbing_transition(rollout))
+        worth = self.gamma / (1 - self.gamma)
+        return {name: x + worth * after[name] * rollout.groups[name].terminated for name, x in rewards.items()}
 
     def _improve(self, samples: Samples, progress: float, extra_loss: Callable[[], Tensor] | None) -> dict[str, float]:
         """Improve policy and critic on the samples of a whole rollout; the numbers to log."""

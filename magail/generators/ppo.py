@@ -46,6 +46,7 @@ class PPO(OnPolicy):
         gae_lambda: float,
         entropy_coefficient: float,
         max_grad_norm: float,
+        absorbing: bool,
         averaging: float,
     ) -> None:
         check_range({"generator.epochs": epochs, "generator.minibatch_size": minibatch_size}, 1)
@@ -55,7 +56,8 @@ class PPO(OnPolicy):
             {"generator.critic_learning_rate": critic_learning_rate, "generator.max_grad_norm": max_grad_norm}, 0
         )
         check_range({"generator.entropy_coefficient": entropy_coefficient}, 0)
-        super().__init__(groups, policy=policy, critic=critic, gamma=gamma, gae_lambda=gae_lambda, averaging=averaging)
+        advantages: dict[str, Any] = {"gamma": gamma, "gae_lambda": gae_lambda, "absorbing": absorbing}
+        super().__init__(groups, policy=policy, critic=critic, averaging=averaging, **advantages)
         self.learning_rates = (learning_rate, critic_learning_rate)
         self.final_learning_rate_fraction = final_learning_rate_fraction
         self.optimizer = torch.optim.Adam(

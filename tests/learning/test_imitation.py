@@ -16,7 +16,7 @@ from magail.rollout import collect, play_episodes
 from magail.types import Seeds
 from tests.test_discriminators import OPTIONS as discriminator_options
 from tests.test_ppo import OPTIONS
-from tests.toy import BrightPixel, Expert, Matching, Walk
+from tests.toy import BrightPixel, Expert, Landing, Matching, Walk
 
 DISCRIMINATOR = discriminator_options | {
     "loss": losses.bce,
@@ -45,7 +45,8 @@ def adversaries(env, demonstrations, iterations, seed, prior=priors.Decentralize
     """Generator and discriminator after so many rounds."""
     torch.manual_seed(seed)
     networks = {part: OPTIONS[part] | IMAGES for part in ("policy", "critic")}
-    generator = PPO(env.groups, **(OPTIONS | networks | {"entropy_coefficient": 0.001}))
+    absorbing = {"absorbing": options.get("absorbing", False)}
+    generator = PPO(env.groups, **(OPTIONS | networks | absorbing | {"entropy_coefficient": 0.001}))
     generator.policy.fit_normalizer(demonstrations.transitions)
     discriminator = Discriminator(
         env.groups,
@@ -129,6 +130,24 @@ def test_gail_solves_the_walk(reward, seed):
     expert = demonstrations.returns().mean().item()
     imitated = imitate(env, demonstrations, 120, seed, reward=reward)
     assert imitated > expert - 2.5  # chance is about 14 below
+
+
+def mean_length(env, absorbing, reward, seed):
+    """Of an imitator's episodes; the return counts the steps."""
+    options = {"absorbing": absorbing, "reward": reward, "steps": 10}
+    return imitate(env, demonstrations_of(env, 100), 150, seed, **options)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("reward", [rewards.logit, rewards.softplus, rewards.log_d])
+def test_the_imitator_lives_as_long_as_the_expert(reward, seed):
+    """With absorbing states neither hovering, which `softplus` pays for, nor an early end, as for `log_d`, pays."""
+    assert 2.0 < mean_length(Landing(), True, reward, seed) < 6.0  # the expert has 3.3
+
+
+def test_what_the_absorbing_states_are_for():
+    assert mean_length(Landing(), False, rewards.softplus, 0) > 30  # of 40
+    assert mean_length(Landing(), False, rewards.log_d, 0) < 1.2
 
 
 @pytest.mark.parametrize(("seed", "shaping"), [(0, None), (1, False)])
