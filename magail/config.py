@@ -21,6 +21,7 @@ from magail.ranges import check_range
 class DemonstrationsConfig:
     path: str | None
     count: int
+    every: int
     held_out: float
     most_likely: bool
 
@@ -96,6 +97,7 @@ AT_LEAST_0 = (
 )
 AT_LEAST_1 = (
     "rollout_steps",
+    "demonstrations.every",
     "bc.batch_size",
     "bc.evaluate_every",
     "evaluation.every",
@@ -145,6 +147,14 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(
             "AIRL and the zero-sum prior ask the policy about lone steps, but a recurrent one acts on all that it saw: "
             "set generator.policy.recurrent=0, or choose another discriminator"
+        )
+    if cfg.demonstrations.every > 1 and (
+        select("generator.policy.recurrent") or select("generator.n_step", default=1) > 1
+    ):
+        raise ValueError(
+            f"demonstrations.every={cfg.demonstrations.every} leaves steps that do not follow each other, but "
+            "recurrent policies and n-step returns need whole episodes: set generator.policy.recurrent=0 or "
+            "generator.n_step=1, or demonstrations.every=1"
         )
     unrewarded = cfg.discriminator._target_.endswith("NoDiscriminator") and select("generator.expert_reward") is None
     if unrewarded and cfg.generator._target_.endswith((".PPO", ".TRPO", ".MACK", ".SAC")):

@@ -200,6 +200,22 @@ class Demonstrations:
         order = self._permutation(seed)
         return self._select(order[held_out:]), self._select(order[:held_out])
 
+    def subsample(self, every: int, seed: int) -> Demonstrations:
+        """Every ``every``-th step of each episode, from a random one of its first ``every`` on.
+
+        As GAIL's demonstrations were (Ho & Ermon 2016, section 6: every 20th), so that few episodes are little data.
+        Steps keep their true successors, but an episode's no longer follow each other.
+        """
+        rng = torch.Generator().manual_seed(seed)
+        first = [int(torch.randint(min(every, length), (), generator=rng)) for length in self.lengths.tolist()]
+        begin = (self.lengths.cumsum(0) - self.lengths).tolist()
+        kept = [
+            torch.arange(b + f, b + length, every)
+            for b, f, length in zip(begin, first, self.lengths.tolist(), strict=True)
+        ]
+        lengths = torch.tensor([len(rows) for rows in kept])
+        return replace(self, transitions=self.transitions[torch.cat(kept)], lengths=lengths)
+
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> JointTransition:
         """``[B]`` steps, uniformly and with replacement from those in which at least one agent is alive.
 

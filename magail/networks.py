@@ -87,20 +87,11 @@ class StackedLinear(nn.Module):
         return torch.baddbmm(self.bias.mT, self.weight.mT.expand(self.num_nets, -1, -1), x)
 
 
-class FeatureNorm(nn.Module):
-    """Layer normalisation (Ba et al. 2016, arXiv 1607.06450), without gain and bias, of ``[A, H, N]`` over H."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        centered = x - x.mean(-2, keepdim=True)
-        return centered * torch.rsqrt(centered.square().mean(-2, keepdim=True) + 1e-5)
-
-
 class StackedMLP(nn.Module):
     """``num_nets`` multi-layer perceptrons side by side: ``[..., A, F] -> [..., A, H]``.
 
     With ``share_parameters`` all nets are one, told apart by a bias of their own in the first layer (the same as a
-    one-hot agent id in the input). Weights start orthogonal, other biases at zero. With ``layer_norm`` hidden layers
-    are normalised before their activation.
+    one-hot agent id in the input). Weights start orthogonal, other biases at zero.
 
     Raises:
         ValueError: an unknown activation.
@@ -115,7 +106,6 @@ class StackedMLP(nn.Module):
         activation: str = "tanh",
         output_gain: float = 1.0,
         share_parameters: bool = False,
-        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -128,7 +118,7 @@ class StackedMLP(nn.Module):
             share_bias = share_parameters and index > 0
             layers.append(StackedLinear(num_nets, fan_in, fan_out, gain, share_parameters, share_bias))
             if not last:
-                layers += [FeatureNorm()] * layer_norm + [ACTIVATIONS[activation]()]
+                layers.append(ACTIVATIONS[activation]())
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -89,6 +89,8 @@ def get_demonstrations(
         else:
             demonstrations = record_expert(cfg.env, env, options.count, cfg.seed, options.most_likely)
         demonstrations.save(kept)
+    if options.every > 1:
+        demonstrations = demonstrations.subsample(options.every, cfg.seed)
     demonstrations = demonstrations.to(device)
     if int(options.held_out * len(demonstrations)) == 0:
         return demonstrations, None

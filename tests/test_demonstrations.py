@@ -127,6 +127,25 @@ def test_episodes_come_out_as_they_went_in() -> None:
         demonstrations.episode(4)
 
 
+def test_every_so_many_steps() -> None:
+    """From a random one of the first on; an episode that is shorter than that keeps one step."""
+    whole = one_agent([[1.0] * 23, [2.0], [3.0] * 7])
+    firsts = set()
+    for seed in range(40):
+        few = whole.subsample(5, seed)
+        solo = few.transitions.groups["solo"]
+        steps = solo.obs[:, 0, 0].split(few.lengths.tolist())
+        assert torch.equal(solo.next_obs, solo.obs + 1)
+        assert torch.equal(few.seeds, whole.seeds)
+        for kept, (begin, end) in zip(steps, ((0, 23), (23, 24), (24, 31)), strict=True):
+            first = int(kept[0]) - begin
+            assert kept.tolist() == list(range(begin + first, end, 5))
+            assert first < 5
+        firsts.add(int(steps[0][0]))
+    assert firsts == set(range(5))
+    assert whole.subsample(1, 3).num_steps == whole.num_steps
+
+
 def test_rows_of_the_dead_become_zero_and_log_prob_too() -> None:
     episode = make_episodes()[0]
     hunter = episode.groups["hunter"]

@@ -68,20 +68,6 @@ def test_shared_parameters_are_fewer_and_still_tell_agents_apart():
     assert size(True) == 5 * 8 + 4 * 8 + 8 * 2 + 2
 
 
-def test_layer_norm_is_torchs():
-    torch.manual_seed(0)
-    mlp = StackedMLP(3, 4, (8, 5), 2, "relu", layer_norm=True)
-    x = torch.randn(6, 3, 4)
-    linear = [layer for layer in mlp.layers if hasattr(layer, "weight")]
-    for agent in range(3):
-        hidden = x[:, agent]
-        for layer in linear:
-            hidden = layer(hidden.T.expand(3, -1, -1))[agent].T
-            if layer is not linear[-1]:
-                hidden = torch.nn.functional.layer_norm(hidden, hidden.shape[-1:]).relu()
-        torch.testing.assert_close(mlp(x)[:, agent], hidden)
-
-
 def test_unknown_activation_lists_the_known():
     with pytest.raises(ValueError, match=r"'gelo'.*tanh, relu"):
         StackedMLP(1, 2, [3], 4, activation="gelo")

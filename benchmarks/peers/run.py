@@ -23,6 +23,7 @@ REQUIREMENTS = {  # of each script: NAME.txt, then NAME.no-deps.txt where there 
     "benchmarl_mappo": "benchmarl_mappo",
     "vmas_env": "benchmarl_mappo",
     "jaxmarl_env": "jaxmarl_env",
+    "di_engine_gail": "di_engine_gail",
 }
 
 

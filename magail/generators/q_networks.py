@@ -50,7 +50,7 @@ class TwinCritics(nn.Module):
 
     The critics of a Discrete or MultiDiscrete agent do not see its own action: they put out a value for each that it
     could take. Those of a Box agent see it and put out one value. The dead are seen as zeros. ``encoder`` and
-    ``channels`` are `Encoder`'s; all critics share one for each group's observations. ``layer_norm`` is `StackedMLP`'s.
+    ``channels`` are `Encoder`'s; all critics share one for each group's observations.
 
     Raises:
         ValueError: a MultiDiscrete space with more than `MAX_CHOICES` combinations.
@@ -63,7 +63,6 @@ class TwinCritics(nn.Module):
         activation: str,
         encoder: str = "mlp",
         channels: Sequence[int] = CHANNELS,
-        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         self.encoders = module_dict(
@@ -74,14 +73,7 @@ class TwinCritics(nn.Module):
         joint_dim = sum(g.num_agents * self.encoders[g.name].out_features + widths[g.name] for g in groups)
         self.networks = module_dict(
             {
-                g.name: StackedMLP(
-                    2 * g.num_agents,
-                    joint_dim,
-                    hidden_sizes,
-                    self._num_choices(g.name),
-                    activation,
-                    layer_norm=layer_norm,
-                )
+                g.name: StackedMLP(2 * g.num_agents, joint_dim, hidden_sizes, self._num_choices(g.name), activation)
                 for g in groups
             }
         )
