@@ -12,9 +12,9 @@ import numpy as np
 
 from magail.statistics import mean_interval
 
-BRIEF = [
-    "threads=1",
-    "logger.mode=disabled",
+QUIET = ["threads=1", "logger.mode=disabled"]
+BRIEF = [  # for the particle worlds
+    *QUIET,
     "evaluation.every=50",
     "evaluation.final_episodes=500",
     "evaluation.video_episodes=0",
@@ -25,12 +25,12 @@ EXPERTS = {"simple_tag": ["algorithm=rl", "env=simple_tag", "iterations=600", "e
 ON_REWARDS = ["generator.learning_rate=7e-4", "generator.final_learning_rate_fraction=0.1"]  # PPO's, not for cloning
 
 
-def train(words: Sequence[str], folder: Path) -> bool:
-    """Run `magail.train` in ``folder`` unless that is done; whether it came to its end."""
+def train(words: Sequence[str], folder: Path, brief: Sequence[str] = BRIEF) -> bool:
+    """Run `magail.train` in ``folder``, or go on with it, unless that is done; whether it came to its end."""
     results = folder / "results.json"
     if not results.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "magail.train", *BRIEF, *words, f"hydra.run.dir={folder}"]
+        command = [sys.executable, "-m", "magail.train", *brief, *words, f"hydra.run.dir={folder}"]
         with (folder / "output.txt").open("w") as output:
             subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False, env=ONE_THREAD)
     return results.exists()

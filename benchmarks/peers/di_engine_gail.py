@@ -6,7 +6,7 @@ of JSON: by how much losses and rewards differ at most, and what either does in 
 
     OMP_NUM_THREADS=1 python -m benchmarks.peers.di_engine_gail --seconds 30
 """
-# mypy: disable-error-code="import-not-found"
+# mypy: disable-error-code="import-not-found,import-untyped"
 
 from __future__ import annotations
 
