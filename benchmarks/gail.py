@@ -5,8 +5,9 @@
 
 A case is TASK:EPISODES, or TASK:EPISODES:EVERY where only every so-many-th step of each is kept (GAIL's paper: 20).
 Each trains `experiment=gail`; the clone it starts from is the row "BC". Returns are the environment's, of most likely
-actions, means over 100 initial states that neither training nor the choice of its recipe has seen. A finished run is not repeated and an unfinished one
-goes on from its checkpoint, so the command takes up where it was stopped; every run logs into its folder as it goes.
+actions, means over 100 initial states that neither training nor the choice of its recipe saw. A finished run is not
+repeated and an unfinished one goes on from its checkpoint, so the command takes up where it was stopped; every run logs
+into its folder as it goes.
 """
 
 from __future__ import annotations

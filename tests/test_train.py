@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -239,6 +240,15 @@ def test_an_expert_of_stable_baselines3_is_recorded_judged_and_imitated(tmp_path
     assert re.search(r"policy .* \d", run(*arguments, cwd=tmp_path, module="magail.evaluate"))
     output = run(*TINY, *cartpole, "env.expert=expert.zip", cwd=tmp_path)
     assert re.search(r"expert .* \d", output), output
+
+
+def test_the_function_that_the_docs_show_is_recorded(tmp_path):
+    text = (Path(__file__).parent.parent / "docs/files.md").read_text()
+    (block,) = re.findall(r"```python\n(# my_expert.py.*?)```", text, re.DOTALL)
+    (tmp_path / "my_expert.py").write_text(block)
+    command = block.splitlines()[0].split("python -m magail.record ")[1].split()
+    output = run(*command, "env.evaluate.workers=0", cwd=tmp_path, module="magail.record")
+    assert float(re.search(r"10 episodes, .* mean return (\S+)", output)[1]) > 100, output
 
 
 OWN_ENVIRONMENT = """
