@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,12 @@ from magail.formats import pickles
 from magail.formats.episodes import flat_action, unflat_obs
 from magail.policy import Acting, MostLikely, Policy, load_policy
 from magail.types import AgentGroup, ByGroup
+
+_DOTTED = re.compile(r"[a-zA-Z_]\w*(\.[a-zA-Z_]\w*)+")
+_OURS = (".pt", ".safetensors")
+_ADMITTED = re.compile(
+    r"(stable_baselines3|sb3_contrib)(\.\w+)*\.policies|torch\.nn\.modules\.activation|torch\.optim\.\w+"
+)
 
 
 def load_expert(source: str, groups: Sequence[AgentGroup]) -> Acting:
@@ -37,12 +43,9 @@ def load_expert(source: str, groups: Sequence[AgentGroup]) -> Acting:
     path = locate(source)
     if path.suffix == ".zip":
         return StableBaselinesPolicy(path, groups)
-    if not path.exists() and re.fullmatch(r"[a-zA-Z_]\w*(\.[a-zA-Z_]\w*)+", source) and path.suffix not in SUFFIXES:
+    if _DOTTED.fullmatch(source) and path.suffix not in _OURS and not path.exists():
         return FunctionPolicy(_function(source), groups)
     return load_policy(path, groups)
-
-
-SUFFIXES = (".pt", ".safetensors")
 
 
 def most_likely(policy: Acting) -> Acting:
@@ -199,21 +202,44 @@ def _channels_first(space: spaces.Space[Any]) -> spaces.Space[Any]:
     return space
 
 
+class _Name(NamedTuple):
+    """What stands for a class while a pickle is read: it can neither be called nor changed."""
+
+    module: str
+    name: str
+
+
 def _decoded(item: Any) -> Any:
     """A value of the file's JSON: as it is, or pickled."""
     if not (isinstance(item, dict) and ":serialized:" in item):
         return item
-    return pickles.loads(io.BytesIO(base64.b64decode(item[":serialized:"])), _admitted_class)
+    return _with_classes(pickles.loads(io.BytesIO(base64.b64decode(item[":serialized:"])), _named))
 
 
-def _admitted_class(module: str, name: str) -> type:
-    if re.fullmatch(
-        r"(stable_baselines3|sb3_contrib)(\.\w+)*\.policies|torch\.nn\.modules\.activation|torch\.optim\.\w+", module
-    ):
-        found = getattr(importlib.import_module(module), name, None)
-        if isinstance(found, type):
-            return found
-    raise pickles.Refused(
+def _with_classes(value: Any) -> Any:
+    """``value`` with the classes that its names stand for."""
+    if isinstance(value, _Name):
+        return _admitted_class(value)
+    if isinstance(value, dict):
+        return {key: _with_classes(x) for key, x in value.items()}
+    return [_with_classes(x) for x in value] if isinstance(value, list) else value
+
+
+def _named(module: str, name: str) -> _Name:
+    if not _ADMITTED.fullmatch(module):
+        raise _refused(module, name)
+    return _Name(module, name)
+
+
+def _admitted_class(name: _Name) -> type:
+    found = getattr(importlib.import_module(name.module), name.name, None)
+    if not isinstance(found, type):
+        raise _refused(*name)
+    return found
+
+
+def _refused(module: str, name: str) -> pickles.Refused:
+    return pickles.Refused(
         f"asks for {module}.{name}: beside the policies of stable-baselines3 only torch's activations and optimizers "
         "are admitted, since anything else could run code; if you trust the file, load it in a function of your own "
         "and give that function's dotted path"

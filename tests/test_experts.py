@@ -14,6 +14,7 @@ import stable_baselines3 as sb3
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from magail.experts import FunctionPolicy, load_expert, most_likely
@@ -139,6 +140,19 @@ def test_only_classes_of_the_named_modules_are_admitted(module, name, tmp_path):
     changed(path, policy_class={":type:": "", ":serialized:": content})
     with pytest.raises(ValueError, match=f"asks for {module}.{name}"):
         load_expert(path, groups_of_gym("CartPole-v1"))
+
+
+@pytest.mark.parametrize("call", ["R", "b"])
+def test_an_admitted_class_is_only_named_never_called_or_changed(call, tmp_path):
+    """``R`` calls what is below on the pickle's stack, ``b`` sets its attributes."""
+    _, path, _ = saved(tmp_path, "ppo")
+    argument = {"R": "(t", "b": "(N(dVpredict\nI1\nst"}[call]
+    content = f"cstable_baselines3.common.policies\nActorCriticPolicy\n{argument}{call}."
+    changed(path, policy_class={":type:": "", ":serialized:": base64.b64encode(content.encode()).decode()})
+    before = ActorCriticPolicy.predict
+    with pytest.raises(ValueError, match="not a model that stable-baselines3 saved"):
+        load_expert(path, groups_of_gym("CartPole-v1"))
+    assert ActorCriticPolicy.predict is before
 
 
 def test_weights_that_are_no_weights(tmp_path):
