@@ -169,7 +169,16 @@ def check(cfg: DictConfig) -> None:
 
 
 def build(cfg: DictConfig, **objects: Any) -> Any:
-    """Make what ``cfg._target_`` names, from the rest of ``cfg`` and from ``objects``."""
+    """Make what ``cfg._target_`` names, from the rest of ``cfg`` and from ``objects``.
+
+    Raises:
+        ValueError: a key that must be set is not, or what is made finds its arguments wrong.
+    """
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ValueError(
+            f"there is no value for {', '.join(missing)} of {OmegaConf.select(cfg, '_target_')}: give one on the command "
+            "line (its file in conf/ says what it means)"
+        )
     return instantiate(cfg, _partial_=True, _convert_="all")(**objects)
 
 

@@ -222,6 +222,12 @@ def test_converting_other_libraries_files_and_training_on_them(tmp_path):
     assert re.search(r"magail .* \d", output), output
 
 
+def test_a_conversion_of_nothing_says_what_is_missing(tmp_path):
+    output = run("env=cartpole", "from=npz", cwd=tmp_path, module="magail.record", ok=False)
+    assert "error: there is no value for path of magail.formats.npz.read" in output
+    assert "Traceback" not in output
+
+
 def test_a_file_that_would_run_code_ends_in_one_clear_message(tmp_path):
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(writer(tmp_path / "written")))
     arguments = ["env=cartpole", "from=di_engine", "from.path=evil.pkl"]
