@@ -176,8 +176,8 @@ def build(cfg: DictConfig, **objects: Any) -> Any:
     """
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ValueError(
-            f"there is no value for {', '.join(missing)} of {OmegaConf.select(cfg, '_target_')}: give one on the command "
-            "line (its file in conf/ says what it means)"
+            f"there is no value for {', '.join(missing)}: give one on the command line (the file in conf/ that has the "
+            "key says what it means)"
         )
     return instantiate(cfg, _partial_=True, _convert_="all")(**objects)
 

@@ -224,7 +224,7 @@ def test_converting_other_libraries_files_and_training_on_them(tmp_path):
 
 def test_a_conversion_of_nothing_says_what_is_missing(tmp_path):
     output = run("env=cartpole", "from=npz", cwd=tmp_path, module="magail.record", ok=False)
-    assert "error: there is no value for path of magail.formats.npz.read" in output
+    assert "error: there is no value for from.path: give one" in output
     assert "Traceback" not in output
 
 
