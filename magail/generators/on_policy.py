@@ -130,7 +130,7 @@ class OnPolicy:
         """
         if not self.absorbing:
             return rewards
-        after = reward_fn(absorbing_transition(rollout))
+        after = reward_fn(absorbing_transition(rollout[:1, :1]))  # the same for all steps and copies
         worth = self.gamma / (1 - self.gamma)
         return {name: x + worth * after[name] * rollout.groups[name].terminated for name, x in rewards.items()}
 
