@@ -98,10 +98,12 @@ class JointTransition:
 
     groups: dict[str, Transition]
     memory: ByGroup | None = None  # [E, A, H] of recurrent actors before step 0; only a whole rollout has one
+    absorbing: bool = False  # every row is what follows on a termination (`absorbing_transition`)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> JointTransition:
         """Apply ``function`` to every field of every group."""
-        return JointTransition({name: group.map(function) for name, group in self.groups.items()})
+        mapped = {name: group.map(function) for name, group in self.groups.items()}
+        return JointTransition(mapped, absorbing=self.absorbing)
 
     def __getitem__(self, index: Any) -> JointTransition:
         return self.map(lambda x: x[index])
@@ -153,13 +155,15 @@ def _joined(parts: Sequence[JointTransition], join: Callable[[list[Tensor]], Ten
 def absorbing_transition(batch: JointTransition) -> JointTransition:
     """For each step of a batch ``[...]`` the one that agents which terminated in it repeat for ever after.
 
-    Observations and actions are zero, nothing ends, and ``mask`` is true for the agents that terminated: a loss over
-    both batches sees as many absorbing steps as there were terminations. Its log-probability is 0: there is no choice.
+    Observations and actions are zero (a discriminator sees a state of its own in their place), nothing ends, and
+    ``mask`` is true for the agents that terminated: a loss over both batches sees as many absorbing steps as there were
+    terminations. Its log-probability is 0: there is no choice.
     """
     still = batch.map(torch.zeros_like)
-    return JointTransition(
-        {name: replace(still.groups[name], mask=group.terminated & group.mask) for name, group in batch.groups.items()}
-    )
+    groups = {
+        name: replace(still.groups[name], mask=group.terminated & group.mask) for name, group in batch.groups.items()
+    }
+    return JointTransition(groups, absorbing=True)
 
 
 class Seeds(Iterator[int]):

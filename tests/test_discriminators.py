@@ -11,7 +11,7 @@ from gymnasium import spaces
 from magail.discriminators import losses, rewards
 from magail.discriminators.discriminator import Discriminator, EnvironmentReward, NoDiscriminator
 from magail.discriminators.learned import LearnedReward
-from magail.discriminators.priors import Centralized, Decentralized, Single, ZeroSum
+from magail.discriminators.priors import ABSORBING, Centralized, Decentralized, Single, ZeroSum
 from magail.discriminators.regularizers import (
     POINTS,
     Examples,
@@ -561,13 +561,35 @@ def test_absorbing_steps_are_told_apart_too(airl_discount):
     alive = rollout.groups["wolf"].mask.sum()
     assert len(examples.mask["wolf"]) == 128
     assert examples.mask["wolf"].sum() == 2 * alive
-    assert (examples.features.get("wolf", examples.features.get("g/wolf"))[64:][~examples.mask["wolf"][64:]] == 0).all()
+    assert (examples.features.get("wolf", examples.features.get("g/wolf"))[64:] == ABSORBING).all()
     if airl_discount:
         assert (examples.log_prob["wolf"][64:] == 0).all()
     discriminator.update(rollout, expert, policy)
     after = absorbing_transition(rollout)
     mask = after.groups["wolf"].mask
     assert (discriminator.reward(after)["wolf"][mask] < -0.5).all()
+
+
+def test_the_absorbing_state_is_none_that_can_be_observed():
+    """Not even zeros, where the expert may be: the discriminator likes those here and not what follows on an end."""
+    torch.manual_seed(0)
+    policy = Policy(TWO_SIDES)
+
+    def at_zero(batch, ends):
+        for group in batch.groups.values():
+            group.obs, group.action = torch.zeros_like(group.obs), torch.zeros_like(group.action)
+            group.terminated = torch.full_like(group.mask, ends)
+        return batch
+
+    rollout = at_zero(random_batch(TWO_SIDES, 8, 8), True)
+    expert = source(lambda n: at_zero(random_batch(TWO_SIDES, n), False))
+    discriminator = make(steps=150, absorbing=True)
+    discriminator.update(rollout, expert, policy)
+    after = discriminator.reward(absorbing_transition(rollout[:1, :1]))
+    for name, reward in discriminator.reward(rollout).items():
+        # the same on both sides, but half of the generator's examples are absorbing: log 2
+        torch.testing.assert_close(reward, torch.full_like(reward, math.log(2)), atol=0.1, rtol=0)
+        assert (after[name] < -0.5).all()
 
 
 def test_the_report_is_the_correlation_with_the_true_reward():

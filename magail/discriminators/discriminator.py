@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,12 +204,21 @@ class Discriminator:
         if self.airl:
             with torch.no_grad():
                 log_prob = policy.log_prob(batch)
-        if self.absorbing:
-            after = absorbing_transition(batch)
-            ended = torch.cat(list(after.field("mask").values()), -1).any(-1).nonzero().squeeze(1)
-            batch = concatenate([batch, after.rows(ended)])
-            log_prob = {name: torch.cat([x, x.new_zeros(len(ended), *x.shape[1:])]) for name, x in log_prob.items()}
-        return Examples(self.prior.features(batch), batch.field("mask"), some.new_tensor(target), log_prob)
+        examples = Examples(self.prior.features(batch), batch.field("mask"), some.new_tensor(target), log_prob)
+        return self._with_afterlife(examples, batch) if self.absorbing else examples
+
+    def _with_afterlife(self, examples: Examples, batch: JointTransition) -> Examples:
+        """The examples of a batch, and behind them the absorbing steps that follow on its terminations."""
+        after = absorbing_transition(batch)
+        ended = torch.cat(list(after.field("mask").values()), -1).any(-1).nonzero().squeeze(1)
+        after = after.rows(ended)
+        features, mask = self.prior.features(after), after.field("mask")
+        return replace(
+            examples,
+            features={name: torch.cat([x, features[name]]) for name, x in examples.features.items()},
+            mask={name: torch.cat([x, mask[name]]) for name, x in examples.mask.items()},
+            log_prob={name: torch.cat([x, x.new_zeros(mask[name].shape)]) for name, x in examples.log_prob.items()},
+        )
 
     def _disturbed(self, examples: Examples) -> Examples:
         if self.input_noise:

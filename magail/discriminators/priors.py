@@ -46,6 +46,7 @@ Labelled = tuple[JointTransition, float]
 
 
 INPUTS = ("obs", "action", "next_obs", "terminated")
+ABSORBING = 2.0  # what no observation and one-hot action are in all of their numbers
 SEEN = {"obs", "next_obs"}  # those that other agents' features may be joined to, in `Decentralized`
 
 
@@ -176,7 +177,14 @@ class Prior(nn.Module):
         return [(expert, 1.0), (generated, 0.0)]
 
     def features(self, batch: JointTransition) -> ByGroup:
-        """Inputs ``[B, N, F]`` of each of the prior's networks."""
+        """Inputs ``[B, N, F]`` of each of the prior's networks.
+
+        Of absorbing steps they are `ABSORBING` throughout: zeros could be a state like any other.
+        """
+        features = self._features(batch)
+        return {name: torch.full_like(x, ABSORBING) for name, x in features.items()} if batch.absorbing else features
+
+    def _features(self, batch: JointTransition) -> ByGroup:
         raise NotImplementedError
 
     def raw_logits(self, features: ByGroup) -> ByGroup:
@@ -231,7 +239,7 @@ class Decentralized(Prior):
             "joint_observation": self.joint_observation,
         }
 
-    def features(self, batch: JointTransition) -> ByGroup:
+    def _features(self, batch: JointTransition) -> ByGroup:
         if not self.shared:
             return self.encode(batch, self.own)
         seen = self.encode_joint(batch, self.shared)  # [B, 1, F]
@@ -261,7 +269,7 @@ class _Joint(Prior):
     def num_heads(self) -> int:
         return 1
 
-    def features(self, batch: JointTransition) -> ByGroup:
+    def _features(self, batch: JointTransition) -> ByGroup:
         return {"joint": self.encode_joint(batch, self.inputs)}
 
     def raw_logits(self, features: ByGroup) -> ByGroup:

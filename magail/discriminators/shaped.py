@@ -73,6 +73,5 @@ def _part(features: ByGroup, part: str) -> ByGroup:
 
 def _moved_on(batch: JointTransition) -> JointTransition:
     """``batch`` with the next observations in place of the observations."""
-    return JointTransition(
-        {name: dataclasses.replace(group, obs=group.next_obs) for name, group in batch.groups.items()}
-    )
+    groups = {name: dataclasses.replace(group, obs=group.next_obs) for name, group in batch.groups.items()}
+    return dataclasses.replace(batch, groups=groups)
