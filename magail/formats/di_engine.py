@@ -28,12 +28,17 @@ def read(path: str, groups: Sequence[AgentGroup], time_limit: int | None) -> Dem
         ValueError: the file cannot be read safely, is not of this format, or does not fit the groups.
     """
     agent, steps = only_agent(groups, path), read_steps(path, ("obs", "next_obs", "action", "reward", "done"))
-    if any(torch.as_tensor(step["reward"]).numel() > 1 for step in steps):
+    try:
+        several = any(torch.as_tensor(step["reward"]).numel() > 1 for step in steps)
+        found = list(_episodes(steps))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: its steps hold no numbers ({error}): collect the data again") from error
+    if several:
         raise ValueError(
             f"{path}: its rewards are of several steps each, and so are its successors: collect it with nstep=1"
         )
     episodes = []
-    for index, episode in enumerate(_episodes(steps)):
+    for index, episode in enumerate(found):
         done = bool(episode[-1]["done"])
         played = alone(
             action=np.stack([np.asarray(step["action"]) for step in episode]),

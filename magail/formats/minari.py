@@ -121,6 +121,8 @@ def _episode(
     groups: Sequence[AgentGroup], episode: Mapping[str, Any], order: Sequence[str], source: str
 ) -> JointTransition:
     agents = all_agents(groups)
+    if not len(episode["rewards"]):
+        raise ValueError(f"{source} has no steps; leave it out")
     keyed = isinstance(episode["actions"], dict)
     if not keyed and len(agents) == 1:
         ended = bool(episode["terminations"][-1])

@@ -33,7 +33,10 @@ def read(path: str, groups: Sequence[AgentGroup]) -> Demonstrations:
             f"{path}: not a list of episodes with 'ob' and 'ac', as the original MAGAIL code writes it: "
             "choose another format (from=...)"
         )
-    episodes = [_episode(groups, episode, f"{path}: episode {index}") for index, episode in enumerate(content)]
+    try:
+        episodes = [_episode(groups, episode, f"{path}: episode {index}") for index, episode in enumerate(content)]
+    except (TypeError, IndexError) as error:
+        raise ValueError(f"{path}: 'ob' and 'ac' hold no arrays ({error}): choose another format (from=...)") from error
     return Demonstrations.from_episodes(groups, episodes, [-1] * len(episodes), {"converted_from": path}, path)
 
 

@@ -226,6 +226,16 @@ def test_one_agents_dataset_does_not_fit_several():
         ours.read("test/random-v0", TEAM)
 
 
+def test_a_dataset_without_episodes():
+    space = CARTPOLE[0].observation_space
+    storage = minari.create_dataset_from_buffers(
+        "test/empty-v0", [], observation_space=space, action_space=spaces.Discrete(2)
+    ).storage
+    assert storage.total_episodes == 0
+    with pytest.raises(ValueError, match="give at least one episode"):
+        ours.read("test/empty-v0", CARTPOLE)
+
+
 def test_damaged_datasets(datasets):
     ours.write(make(), "hunt/expert-v1")
     file = datasets / "hunt/expert-v1/data/main_data.hdf5"

@@ -93,6 +93,8 @@ def test_a_time_limit_is_no_termination(tmp_path):
         (lambda steps: steps[1].pop("next_obs"), r"step 1 lacks \['next_obs'\]"),
         (lambda steps: steps[1].update(reward=torch.ones(3)), "collect it with nstep=1"),
         (lambda steps: steps.clear(), "not a list of steps"),
+        (lambda steps: steps[0].update(next_obs="here"), "hold no numbers"),
+        (lambda steps: steps[0].update(reward=None), "hold no numbers"),
         (lambda steps: steps[0].update(action=torch.tensor(0.5)), "whole numbers"),
         (lambda steps: [x.update(action=torch.tensor(5)) for x in steps], r"action.* is 5, outside Discrete\(2\)"),
         (
@@ -216,6 +218,7 @@ def test_the_original_pickle(protocol, tmp_path):
         (lambda x: x["ac"].__setitem__(2, [np.ones(4)] * 5), r"actions of shape \(5, 4\) where MultiDiscrete"),
         (lambda x: x["ac"].__setitem__(0, x["ac"][0][:3]), "fields of different length"),
         (lambda x: x["ob"].__setitem__(1, np.zeros((5, 2))), "differ in the length or shape"),
+        (lambda x: x.update(ob=[1, 2, 3]), "hold no arrays"),
         (lambda x: x.pop("ac"), "not a list of episodes with 'ob' and 'ac'"),
     ],
 )
