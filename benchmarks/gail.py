@@ -23,8 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.tables import machine, say, table
-from benchmarks.trainings import QUIET, train
-from magail.statistics import mean_interval
+from benchmarks.trainings import QUIET, of_each, over_seeds, train
 
 FRESH = 9_000_000  # first initial state of the table; the recipe was chosen on those from 1,000,000 on
 ROWS = {"expert": "expert", "bc": "BC", "magail": "GAIL"}
@@ -55,14 +54,10 @@ def rows(case: str, finished: Sequence[dict[str, float]]) -> list[list[str]]:
     steps, minutes = (f"{np.mean([result[name] for result in finished]):,.0f}" for name in ("steps", "minutes"))
     made = []
     for name, title in ROWS.items():
-        returns = np.array([result[name] for result in finished])
-        mean, low, high = mean_interval(returns)
-        interval = "" if np.isnan(low) else f" ({low:,.0f} to {high:,.0f})"
-        share = returns.mean() / np.mean([result["expert"] for result in finished])
+        returns = [result[name] for result in finished]
+        share = np.mean(returns) / np.mean([result["expert"] for result in finished])
         cost = [steps, minutes] if name == "magail" else ["-", "-"]
-        made.append(
-            [case, title, f"{mean:,.1f}{interval}", f"{share:.1%}", ", ".join(f"{x:,.1f}" for x in returns), *cost]
-        )
+        made.append([case, title, over_seeds(returns, 1), f"{share:.1%}", of_each(returns, 1), *cost])
     return made
 
 

@@ -51,12 +51,12 @@ def demonstrations_of(task: str, runs: Path) -> list[str]:
     return [f"demonstrations.path={path}", *expert]
 
 
-def over_seeds(values: Sequence[float]) -> str:
+def over_seeds(values: Sequence[float], digits: int = 3) -> str:
     """Mean and its 95 % interval."""
     mean, low, high = mean_interval(np.array(values))
-    return f"{mean:.3f}" + ("" if np.isnan(low) else f" ({low:.3f} to {high:.3f})")
+    return f"{mean:.{digits}f}" + ("" if np.isnan(low) else f" ({low:.{digits}f} to {high:.{digits}f})")
 
 
-def of_each(values: Sequence[float]) -> str:
+def of_each(values: Sequence[float], digits: int = 3) -> str:
     """The value of each seed."""
-    return ", ".join(f"{value:.3f}" for value in values)
+    return ", ".join(f"{value:.{digits}f}" for value in values)

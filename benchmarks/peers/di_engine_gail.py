@@ -10,11 +10,7 @@ of JSON: by how much losses and rewards differ at most, and what either does in 
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import random
 import statistics
 import tempfile
@@ -27,7 +23,7 @@ from ding.reward_model import GailRewardModel as Theirs
 from ding.utils.data.dataset import offline_data_save_type
 from easydict import EasyDict
 
-from benchmarks.peers.timing import repeat
+from benchmarks.peers.timing import command_line, repeat, versions
 from magail.compat import GailRewardModel as Ours
 
 OBS, ACTIONS, STEPS = 8, 4, 10_000  # LunarLander's sizes
@@ -62,11 +58,7 @@ def trained(kind: type, folder: Path) -> tuple[list[float], torch.Tensor, dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=30.0, help="time to measure for, all repetitions together")
-    seconds = parser.parse_args().seconds
-    stdout = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever DI-engine prints goes to stderr, not among the JSON
+    seconds, stdout = command_line(__doc__)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         offline_data_save_type(steps(STEPS, 1, 0.0), f"{folder}/expert_data.pkl")
@@ -95,8 +87,7 @@ def main() -> None:
         },
         "updates": len(theirs[0]),
         **rates,
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in ("DI-engine", "torch", "numpy")},
+        "versions": versions(("DI-engine", "torch", "numpy")),
     }
     print(json.dumps(result), file=stdout, flush=True)
 

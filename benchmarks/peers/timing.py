@@ -10,6 +10,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TextIO
 
 REPETITIONS = 5
 
@@ -29,6 +30,24 @@ def repeat(work: Callable[[], int], seconds: float) -> list[float]:
     return rates
 
 
+def command_line(description: str | None) -> tuple[float, TextIO]:
+    """A peer's command line: the seconds to measure for, and where its JSON goes.
+
+    Whatever the peer and its loggers print from here on goes to stderr, not among the JSON.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=30.0, help="time to measure for, all repetitions together")
+    seconds = parser.parse_args().seconds
+    stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return seconds, stdout
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of Python and the packages."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
 def main(
     description: str | None,
     peer: str,
@@ -37,18 +56,13 @@ def main(
     setting: Mapping[str, object],
 ) -> None:
     """The command line of a peer: ``rates(seconds)`` gives steps per second of each repetition; print them as JSON."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=30.0, help="time to measure for, all repetitions together")
-    seconds = parser.parse_args().seconds
-    stdout = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the peer and its loggers print goes to stderr, not among the JSON
+    seconds, stdout = command_line(description)
     measured = rates(seconds)
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
     result = {
         "peer": peer,
         "steps_per_second": statistics.median(measured),
         "repetitions": measured,
-        "versions": versions,
+        "versions": versions(packages),
         "setting": setting,
     }
     print(json.dumps(result), file=stdout, flush=True)
