@@ -207,11 +207,9 @@ class Demonstrations:
         Steps keep their true successors, but an episode's no longer follow each other.
         """
         rng = torch.Generator().manual_seed(seed)
-        first = [int(torch.randint(min(every, length), (), generator=rng)) for length in self.lengths.tolist()]
-        begin = (self.lengths.cumsum(0) - self.lengths).tolist()
         kept = [
-            torch.arange(b + f, b + length, every)
-            for b, f, length in zip(begin, first, self.lengths.tolist(), strict=True)
+            steps[int(torch.randint(min(every, len(steps)), (), generator=rng)) :: every]
+            for steps in torch.arange(self.num_steps).split(self.lengths.tolist())
         ]
         lengths = torch.tensor([len(rows) for rows in kept])
         return replace(self, transitions=self.transitions[torch.cat(kept)], lengths=lengths)

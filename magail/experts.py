@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import importlib
 import io
 import json
@@ -138,8 +139,8 @@ class StableBaselinesPolicy:
 
     def most_likely(self) -> StableBaselinesPolicy:
         """The same one, without the noise of exploration."""
-        other = object.__new__(StableBaselinesPolicy)
-        other.group, other.policy, other.deterministic = self.group, self.policy, True
+        other = copy.copy(self)
+        other.deterministic = True
         return other
 
     def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:

@@ -14,7 +14,7 @@ import torch
 
 from magail.demonstrations import Demonstrations
 from magail.formats import pickles
-from magail.formats.episodes import alone, joint_transition, only_agent
+from magail.formats.episodes import converted, lived_through, only_agent
 from magail.types import AgentGroup
 
 
@@ -38,16 +38,15 @@ def read(path: str, groups: Sequence[AgentGroup], time_limit: int | None) -> Dem
             f"{path}: its rewards are of several steps each, and so are its successors: collect it with nstep=1"
         )
     episodes = []
-    for index, episode in enumerate(found):
-        done = bool(episode[-1]["done"])
-        played = alone(
+    for episode in found:
+        played = lived_through(
             action=np.stack([np.asarray(step["action"]) for step in episode]),
             obs=np.stack([np.asarray(obs) for obs in [*(x["obs"] for x in episode), episode[-1]["next_obs"]]]),
             reward=[float(step["reward"]) for step in episode],
-            terminated=done and len(episode) != time_limit,
+            terminated=bool(episode[-1]["done"]) and len(episode) != time_limit,
         )
-        episodes.append(joint_transition(groups, {agent: played}, f"{path}: episode {index}"))
-    return Demonstrations.from_episodes(groups, episodes, [-1] * len(episodes), {"converted_from": path}, path)
+        episodes.append({agent: played})
+    return converted(path, groups, episodes)
 
 
 def read_steps(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from magail.demonstrations import Demonstrations
 from magail.types import AgentGroup, JointTransition, Transition
 
 
@@ -25,8 +26,8 @@ class AgentEpisode:
     mask: Any  # [T] bool, alive when it acted
 
 
-def alone(action: Any, obs: Any, reward: Any, terminated: bool) -> AgentEpisode:
-    """The episode of a single agent, which the environment ended (``terminated``) or something cut off."""
+def lived_through(action: Any, obs: Any, reward: Any, terminated: bool) -> AgentEpisode:
+    """An agent alive from first to last, whose episode the environment ended (``terminated``) or something cut off."""
     last = np.arange(len(action)) == len(action) - 1
     return AgentEpisode(obs, action, reward, last & terminated, last & (not terminated), np.ones(len(action), bool))
 
@@ -51,18 +52,26 @@ def only_agent(groups: Sequence[AgentGroup], source: object) -> str:
     return agents[0]
 
 
-def joint_transition(
-    groups: Sequence[AgentGroup], agents: Mapping[str, AgentEpisode], source: object
-) -> JointTransition:
-    """Every agent's episode as one of ours, ``[T]``.
+def converted(
+    path: str,
+    groups: Sequence[AgentGroup],
+    episodes: Sequence[Mapping[str, AgentEpisode]],
+    seeds: Sequence[int] | None = None,
+) -> Demonstrations:
+    """The agents' episodes that the file at ``path`` holds, as demonstrations; ``seeds`` is None where it has none.
 
     Raises:
-        ValueError: what an agent saw or did is not what its spaces hold; the message begins with ``source``.
+        ValueError: what an agent saw or did is not what its spaces hold, or `Demonstrations.from_episodes` refuses it.
     """
-    return JointTransition({group.name: _transition(group, agents, source) for group in groups})
+    transitions = [
+        JointTransition({group.name: _transition(group, agents, f"{path}: episode {index}") for group in groups})
+        for index, agents in enumerate(episodes)
+    ]
+    known = [-1] * len(episodes) if seeds is None else seeds
+    return Demonstrations.from_episodes(groups, transitions, known, {"converted_from": path}, path)
 
 
-def _transition(group: AgentGroup, agents: Mapping[str, AgentEpisode], source: object) -> Transition:
+def _transition(group: AgentGroup, agents: Mapping[str, AgentEpisode], source: str) -> Transition:
     columns: dict[str, list[np.ndarray]] = {}
     for agent in group.agents:
         for name, column in _columns(group, agents[agent], f"{source}, agent {agent!r}").items():
@@ -129,7 +138,7 @@ def flat_action(space: spaces.Space[Any], action: Any) -> np.ndarray:
     indices = found.astype(np.int64)
     if (indices != found).any():
         raise ValueError(f"actions are whole numbers here, not {found[indices != found].ravel()[0]}")
-    return indices.reshape(len(indices), -1) - _start(space)
+    return indices.reshape(len(indices), -1) - first_action(space)
 
 
 def unflat_obs(space: spaces.Space[Any], obs: np.ndarray) -> Any:
@@ -150,12 +159,15 @@ def _columns_of(rows: list[Any]) -> Any:
 def unflat_action(space: spaces.Space[Any], action: np.ndarray) -> np.ndarray:
     """The reverse of `flat_action`."""
     if isinstance(space, spaces.Discrete):
-        return action[:, 0] + _start(space)
+        return action[:, 0] + first_action(space)
     assert space.shape is not None
-    shaped = action.reshape(len(action), *space.shape) if isinstance(space, spaces.Box) else action + _start(space)
+    shaped = (
+        action.reshape(len(action), *space.shape) if isinstance(space, spaces.Box) else action + first_action(space)
+    )
     return shaped.reshape(len(action), *space.shape).astype(space.dtype)
 
 
-def _start(space: spaces.Space[Any]) -> np.ndarray:
+def first_action(space: spaces.Space[Any]) -> np.ndarray:
+    """The ``start`` of a Discrete or MultiDiscrete space, ``[U]``."""
     assert isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
     return np.asarray(space.start, np.int64).reshape(-1)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from magail.demonstrations import Demonstrations
-from magail.formats.episodes import alone, joint_transition, only_agent
+from magail.formats.episodes import converted, lived_through, only_agent
 from magail.types import AgentGroup
 
 Trajectory = dict[str, Any]
@@ -37,13 +37,11 @@ def read(path: str, groups: Sequence[AgentGroup]) -> Demonstrations:
             "path, or choose another format (from=...)"
         ) from error
     episodes = []
-    for index, trajectory in enumerate(trajectories):
+    for trajectory in trajectories:
         acts = trajectory["acts"]
-        played = alone(
-            acts, trajectory["obs"], trajectory.get("rews", np.zeros(len(acts))), bool(trajectory["terminal"])
-        )
-        episodes.append(joint_transition(groups, {agent: played}, f"{path}: episode {index}"))
-    return Demonstrations.from_episodes(groups, episodes, [-1] * len(episodes), {"converted_from": path}, path)
+        rewards = trajectory.get("rews", np.zeros(len(acts)))
+        episodes.append({agent: lived_through(acts, trajectory["obs"], rewards, bool(trajectory["terminal"]))})
+    return converted(path, groups, episodes)
 
 
 def _of_folder(path: Path) -> Iterator[Trajectory]:

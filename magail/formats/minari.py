@@ -23,8 +23,8 @@ from magail.demonstrations import Demonstrations, observation_rows
 from magail.formats.episodes import (
     AgentEpisode,
     all_agents,
-    alone,
-    joint_transition,
+    converted,
+    lived_through,
     unflat_action,
     unflat_obs,
 )
@@ -51,9 +51,9 @@ def read(path: str, groups: Sequence[AgentGroup]) -> Demonstrations:
             f"{path}: its episodes cannot be read ({type(error).__name__}: {error}); download or record it again"
         ) from error
     order = storage.metadata.get("agents", list(getattr(storage.action_space, "spaces", ())))
-    transitions = [_episode(groups, x, order, f"{path}: episode {index}") for index, x in enumerate(episodes)]
+    agents = [_episode(groups, x, order, f"{path}: episode {index}") for index, x in enumerate(episodes)]
     seeds = [-1 if note.get("seed") is None else int(note["seed"]) for note in notes]
-    return Demonstrations.from_episodes(groups, transitions, seeds, {"converted_from": path}, path)
+    return converted(path, groups, agents, seeds)
 
 
 def write(demonstrations: Demonstrations, output: str) -> None:
@@ -119,15 +119,14 @@ def _storage(path: str) -> Any:
 
 def _episode(
     groups: Sequence[AgentGroup], episode: Mapping[str, Any], order: Sequence[str], source: str
-) -> JointTransition:
+) -> dict[str, AgentEpisode]:
     agents = all_agents(groups)
     if not len(episode["rewards"]):
         raise ValueError(f"{source} has no steps; leave it out")
     keyed = isinstance(episode["actions"], dict)
     if not keyed and len(agents) == 1:
         ended = bool(episode["terminations"][-1])
-        played = alone(episode["actions"], episode["observations"], episode["rewards"], ended)
-        return joint_transition(groups, {agents[0]: played}, source)
+        return {agents[0]: lived_through(episode["actions"], episode["observations"], episode["rewards"], ended)}
     found = list(episode["actions"]) if keyed else ["one, without a name"]
     if set(found) != set(agents) or set(order) != set(agents):
         raise ValueError(
@@ -140,18 +139,14 @@ def _episode(
     ended_before = np.cumsum(ended, 0) - ended > 0
     mask = np.asarray((episode["infos"] or {}).get("mask", ~ended_before), bool)[: len(reward)]
     truncated[-1] = truncated[-1].astype(bool) | (mask[-1] & ~ended[-1])  # recorded no further
-    return joint_transition(
-        groups,
-        {
-            name: AgentEpisode(
-                episode["observations"][name],
-                episode["actions"][name],
-                *(x[:, i] for x in (reward, terminated, truncated, mask)),
-            )
-            for name, i in column.items()
-        },
-        source,
-    )
+    return {
+        name: AgentEpisode(
+            episode["observations"][name],
+            episode["actions"][name],
+            *(x[:, i] for x in (reward, terminated, truncated, mask)),
+        )
+        for name, i in column.items()
+    }
 
 
 def _by_agent(values: Any, agents: int) -> np.ndarray:
@@ -179,8 +174,8 @@ def _contents(groups: Sequence[AgentGroup], episode: JointTransition) -> dict[st
         for name, field in _FIELDS.items()
     }
     if len(observations) == 1:
-        alone = {name: column[:, 0] for name, column in columns.items()}
-        return {"observations": next(iter(observations.values())), "actions": next(iter(actions.values())), **alone}
+        flat = {name: column[:, 0] for name, column in columns.items()}
+        return {"observations": next(iter(observations.values())), "actions": next(iter(actions.values())), **flat}
     masks = np.concatenate([episode.groups[g.name].mask.numpy() for g in groups], 1)
     mask = np.concatenate([masks, np.zeros_like(masks[:1])])
     return {"observations": observations, "actions": actions, **columns, "infos": {"mask": mask}}

@@ -15,8 +15,8 @@ from gymnasium import spaces
 
 from magail.demonstrations import Demonstrations
 from magail.formats import pickles
-from magail.formats.episodes import AgentEpisode, all_agents, joint_transition
-from magail.types import AgentGroup, JointTransition
+from magail.formats.episodes import AgentEpisode, all_agents, converted, first_action, lived_through
+from magail.types import AgentGroup
 
 
 def read(path: str, groups: Sequence[AgentGroup]) -> Demonstrations:
@@ -37,10 +37,10 @@ def read(path: str, groups: Sequence[AgentGroup]) -> Demonstrations:
         episodes = [_episode(groups, episode, f"{path}: episode {index}") for index, episode in enumerate(content)]
     except (TypeError, IndexError) as error:
         raise ValueError(f"{path}: 'ob' and 'ac' hold no arrays ({error}): choose another format (from=...)") from error
-    return Demonstrations.from_episodes(groups, episodes, [-1] * len(episodes), {"converted_from": path}, path)
+    return converted(path, groups, episodes)
 
 
-def _episode(groups: Sequence[AgentGroup], episode: dict[str, Any], source: str) -> JointTransition:
+def _episode(groups: Sequence[AgentGroup], episode: dict[str, Any], source: str) -> dict[str, AgentEpisode]:
     names = all_agents(groups)
     for key in ("ob", "ac"):
         if len(episode[key]) != len(names):
@@ -51,18 +51,16 @@ def _episode(groups: Sequence[AgentGroup], episode: dict[str, Any], source: str)
     spaces_of = [group.action_space for group in groups for _ in group.agents]
     steps = len(episode["ob"][0]) - 1
     rewards = episode.get("rew", np.zeros((len(names), steps)))
-    agents = {}
-    for name, space, obs, action, reward in zip(names, spaces_of, episode["ob"], episode["ac"], rewards, strict=True):
-        cut = np.arange(steps) == steps - 1
-        agents[name] = AgentEpisode(
-            obs=list(obs),
+    columns = zip(names, spaces_of, episode["ob"], episode["ac"], rewards, strict=True)
+    return {
+        name: lived_through(
             action=_indices(space, action, f"{source}, agent {name!r}")[:steps],
+            obs=list(obs),
             reward=np.asarray(reward, np.float32).reshape(-1)[:steps],
-            terminated=np.zeros(steps, bool),
-            truncated=cut,
-            mask=np.ones(steps, bool),
+            terminated=False,
         )
-    return joint_transition(groups, agents, source)
+        for name, space, obs, action, reward in columns
+    }
 
 
 def _indices(space: spaces.Space[Any], action: Any, source: str) -> np.ndarray:
@@ -79,5 +77,4 @@ def _indices(space: spaces.Space[Any], action: Any, source: str) -> np.ndarray:
     parts = np.split(numbers, np.cumsum(sizes)[:-1], 1)
     if not all(((part == 0) | (part == 1)).all() and (part.sum(1) == 1).all() for part in parts):
         raise ValueError(f"{source}: actions are not one-hot; one of the {sum(sizes)} numbers of a row is 1")
-    start = np.asarray(space.start).reshape(-1)  # type: ignore[attr-defined]
-    return np.stack([part.argmax(1) for part in parts], 1) + start
+    return np.stack([part.argmax(1) for part in parts], 1) + first_action(space)

@@ -65,8 +65,15 @@ class MACK(OnPolicy):
         check_range({"generator.damping": damping}, 1e-8)
         check_range({"generator.statistics_decay": statistics_decay}, 0, 1)
         check_range({"generator.entropy_coefficient": entropy_coefficient}, 0)
-        advantages: dict[str, Any] = {"gamma": gamma, "gae_lambda": gae_lambda, "absorbing": absorbing}
-        super().__init__(groups, policy=policy, critic=critic, averaging=averaging, **advantages)
+        super().__init__(
+            groups,
+            policy=policy,
+            critic=critic,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            absorbing=absorbing,
+            averaging=averaging,
+        )
         self.steps, self.critic_steps, self.entropy_coefficient = steps, critic_steps, entropy_coefficient
         self.final_learning_rate_fraction = final_learning_rate_fraction
         options: dict[str, Any] = {

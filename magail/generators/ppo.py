@@ -56,8 +56,15 @@ class PPO(OnPolicy):
             {"generator.critic_learning_rate": critic_learning_rate, "generator.max_grad_norm": max_grad_norm}, 0
         )
         check_range({"generator.entropy_coefficient": entropy_coefficient}, 0)
-        advantages: dict[str, Any] = {"gamma": gamma, "gae_lambda": gae_lambda, "absorbing": absorbing}
-        super().__init__(groups, policy=policy, critic=critic, averaging=averaging, **advantages)
+        super().__init__(
+            groups,
+            policy=policy,
+            critic=critic,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            absorbing=absorbing,
+            averaging=averaging,
+        )
         self.learning_rates = (learning_rate, critic_learning_rate)
         self.final_learning_rate_fraction = final_learning_rate_fraction
         self.optimizer = torch.optim.Adam(

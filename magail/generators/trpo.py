@@ -65,8 +65,15 @@ class TRPO(OnPolicy):
         check_range({"generator.critic_epochs": critic_epochs, "generator.minibatch_size": minibatch_size}, 1)
         check_range({"generator.critic_learning_rate": critic_learning_rate}, 0)
         check_range({"generator.entropy_coefficient": entropy_coefficient}, 0)
-        advantages: dict[str, Any] = {"gamma": gamma, "gae_lambda": gae_lambda, "absorbing": absorbing}
-        super().__init__(groups, policy=policy, critic=critic, averaging=averaging, **advantages)
+        super().__init__(
+            groups,
+            policy=policy,
+            critic=critic,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            absorbing=absorbing,
+            averaging=averaging,
+        )
         shared = self.policy.architecture["share_parameters"]
         self.blocks = {g.name: Blocks(self.policy.actors[g.name], 1 if shared else g.num_agents) for g in groups}
         self.max_kl, self.damping, self.cg_iterations = max_kl, damping, cg_iterations
