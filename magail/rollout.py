@@ -89,15 +89,17 @@ def play_episodes(
 ) -> tuple[torch.Tensor, list[JointTransition]]:
     """Play one episode from each reset seed: returns ``[N, all agents]``, and the episodes ``[T]`` if ``record``.
 
-    ``seeds`` are distinct. Every episode that began counts, however long, so short ones are not favoured. Actions are
-    drawn with ``generator`` alone: training's random numbers are untouched.
+    ``seeds`` are distinct, and each is played once: copies that are left over play others, which do not count, so that
+    short episodes are not favoured. Actions are drawn with ``generator`` alone: training's random numbers are
+    untouched.
     """
-    assert len(set(seeds)) == len(seeds)
+    wanted = set(seeds)
+    assert len(wanted) == len(seeds)
     returns: dict[int, torch.Tensor] = {}
     episodes: dict[int, JointTransition] = {}
     unfinished: list[list[JointTransition]] = [[] for _ in range(env.num_envs)]
     player = Player(policy)
-    env.reset(itertools.chain(seeds, itertools.repeat(seeds[-1])))
+    env.reset(itertools.chain(seeds, itertools.count(max(seeds) + 1)))
     while len(returns) < len(seeds):
         obs, mask = env.obs, env.mask
         action, log_prob, step = player.step(env, generator)
@@ -107,7 +109,7 @@ def play_episodes(
                 steps.append(transition[copy])
         for copy in step.done.nonzero().flatten().tolist():
             seed = int(step.episode_seed[copy])
-            if seed not in returns:
+            if seed in wanted:
                 returns[seed] = torch.cat([x[copy] for x in step.episode_return.values()])
                 if record:
                     episodes[seed] = stack(unfinished[copy])

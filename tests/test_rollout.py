@@ -100,6 +100,22 @@ def test_short_episodes_are_not_favoured():
     assert [episode.batch_shape[0] for episode in episodes] == seeds
 
 
+class Coins(Lottery):
+    """Copies live until they play 0."""
+
+    def step(self, action):
+        self.left = 1 + action["player"].flatten()
+        return super().step(action)
+
+
+def test_copies_that_are_left_over_do_not_make_the_last_episode_a_short_one():
+    """Were its seed played by all of them, the first to end would be taken: 1 step, where the mean is 2."""
+    env, draws = Coins(num_envs=32), generator()
+    lengths = [play_episodes(env, RandomPolicy(env.groups), [4, 7], draws)[0] for _ in range(200)]
+    first, last = torch.cat(lengths, 1).mean(1).tolist()
+    assert abs(first - 2) < 0.4 and abs(last - 2) < 0.4
+
+
 def test_evaluation_leaves_trainings_random_numbers_alone():
     env = Matching(num_envs=2)
     torch.manual_seed(3)
