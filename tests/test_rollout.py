@@ -113,7 +113,8 @@ def test_copies_that_are_left_over_do_not_make_the_last_episode_a_short_one():
     env, draws = Coins(num_envs=32), generator()
     lengths = [play_episodes(env, RandomPolicy(env.groups), [4, 7], draws)[0] for _ in range(200)]
     first, last = torch.cat(lengths, 1).mean(1).tolist()
-    assert abs(first - 2) < 0.4 and abs(last - 2) < 0.4
+    assert abs(first - 2) < 0.4
+    assert abs(last - 2) < 0.4
 
 
 def test_evaluation_leaves_trainings_random_numbers_alone():
