@@ -4,11 +4,10 @@
         --seeds 0 1 2 --runs outputs/gail --output benchmarks/results/gail.md
 
 A case is TASK:EPISODES, or TASK:EPISODES:EVERY where only every so-many-th step of each is kept (GAIL's paper: 20).
-The first trains `experiment=gail`, and the clone that it starts from is the row "BC". The second trains
-`experiment=gail_subsampled`, which clones only for a while, so there the row "BC" is a clone of its own, of as many
-steps as the other's. Returns are the environment's, of most likely actions, means over 100 initial states that neither
-training nor the choice of its recipe saw. A finished run is not repeated and an unfinished one goes on from its
-checkpoint, so the command takes up where it was stopped; every run logs into its folder as it goes.
+The first trains `experiment=gail`, the second `experiment=gail_subsampled`; the clone that either starts from is the
+row "BC". Returns are the environment's, of most likely actions, means over 100 initial states that neither training nor
+the choice of its recipe saw. A finished run is not repeated and an unfinished one goes on from its checkpoint, so the
+command takes up where it was stopped; every run logs into its folder as it goes.
 """
 
 from __future__ import annotations
@@ -27,37 +26,29 @@ from benchmarks.tables import machine, say, table
 from benchmarks.trainings import QUIET, of_each, over_seeds, train
 
 FRESH = 9_000_000  # first initial state of the table; the recipe was chosen on those from 1,000,000 and 5,000,000 on
-CLONING = ["iterations=0", "bc.steps=3000"]  # to the end
 ROWS = {"expert": "expert", "bc": "BC", "magail": "GAIL"}
 
 
-def overrides_of(case: str) -> tuple[list[str], list[str]]:
-    """The command line of a case, besides the seed, and what makes it a clone's, where the imitator's is not enough."""
+def overrides_of(case: str) -> list[str]:
+    """The command line of a case, besides the seed."""
     task, count, *every = case.split(":")
     words = [f"env={task}", f"demonstrations.count={count}"]
     if every:
-        return ["experiment=gail_subsampled", *words, f"demonstrations.every={every[0]}"], CLONING
-    return ["experiment=gail", *words], []
+        return ["experiment=gail_subsampled", *words, f"demonstrations.every={every[0]}"]
+    return ["experiment=gail", *words]
 
 
 def run(case: str, seed: int, folder: Path) -> dict[str, float] | None:
     """Returns of expert, clone and imitator, environment steps and minutes; None where the training failed."""
-    words, cloning = overrides_of(case)
-    words += [f"seed={seed}", f"evaluation.seed={FRESH}"]
-    cloned = folder / "cloning" if cloning else folder
-    if not train(words, folder, QUIET) or not train([*words, *cloning], cloned, QUIET):
+    words = [*overrides_of(case), f"seed={seed}", f"evaluation.seed={FRESH}"]
+    if not train(words, folder, QUIET):
         say(f"{case}, seed {seed}: failed, see {folder}/output.txt")
         return None
+    policies = json.loads((folder / "results.json").read_text())["policies"]
     *_, last = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
-    of_policies = {name: returns_in(cloned if name == "bc" else folder)[name] for name in ROWS}
+    of_policies = {name: policies[name]["return"] for name in ROWS}
     say(f"{case}, seed {seed}: {of_policies}")
     return of_policies | {"steps": last["env_steps"], "minutes": last["seconds"] / 60}
-
-
-def returns_in(folder: Path) -> dict[str, float]:
-    """Of each policy."""
-    policies = json.loads((folder / "results.json").read_text())["policies"]
-    return {name: policy["return"] for name, policy in policies.items()}
 
 
 def rows(case: str, finished: Sequence[dict[str, float]]) -> list[list[str]]:
