@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.seats import seat_scores
 from benchmarks.tables import machine, table
-from benchmarks.trainings import ON_REWARDS, demonstrations_of, of_each, over_seeds, train
+from benchmarks.trainings import AS_THEY_ARE, ON_REWARDS, demonstrations_of, of_each, over_seeds, train
 
 LOSS, REWARD = (
     "discriminator.loss._target_=magail.discriminators.losses",
@@ -105,8 +105,8 @@ TWO_SIDED = {"zero-sum"}  # choices that need two sides
 def overrides_of(choice: Sequence[str]) -> list[str]:
     """The command line of one choice, besides task, seed and demonstrations."""
     if "algorithm=bc" in choice:
-        return list(choice)
-    words = [*FROM_SCRATCH]
+        return [*AS_THEY_ARE, *choice]
+    words = [*AS_THEY_ARE, *FROM_SCRATCH]
     if not any(f"algorithm={name}" in choice for name in ("dac", "sqil", "iq", "dagger")):
         words += PACE if any(word.startswith("generator=") for word in choice) else [*PACE, *ON_REWARDS]
     return [*words, *choice]

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.tables import machine, say, table
-from benchmarks.trainings import ON_REWARDS, of_each, over_seeds, train
+from benchmarks.trainings import AS_THEY_ARE, ON_REWARDS, of_each, over_seeds, train
 from magail.advantage import correlation
 from magail.discriminators.learned import LearnedReward
 from magail.files import locate
@@ -37,6 +37,7 @@ from magail_envs.particle.simple_spread import SimpleSpread
 EXPERT = "pkg://magail_envs.experts/simple_spread.safetensors"
 SEEDS = range(1_000_000, 1_000_500)  # of evaluation
 AIRL = [
+    *AS_THEY_ARE,
     "algorithm=airl",
     "discriminator.prior.inputs=[obs]",  # a reward of the state alone can mean the same elsewhere
     "discriminator.replay=100",  # of all rounds: the reward must stay right where the imitator no longer goes
@@ -47,7 +48,7 @@ AIRL = [
     "iterations=100",
     *ON_REWARDS,
 ]
-RL = ["algorithm=rl", "iterations=150", *ON_REWARDS]
+RL = [*AS_THEY_ARE, "algorithm=rl", "iterations=150", *ON_REWARDS]
 
 
 class OppositeSpread(SimpleSpread):

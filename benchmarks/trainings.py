@@ -22,6 +22,12 @@ BRIEF = [  # for the particle worlds
 ]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 EXPERTS = {"simple_tag": ["algorithm=rl", "env=simple_tag", "iterations=600", "evaluation.every=100"]}  # not shipped
+AS_THEY_ARE = [  # demonstrations seen as they are, and cloned into small networks in fewer steps
+    "symmetries=false",
+    "bc.steps=3000",
+    "bc.weight_decay=0.3",
+    "generator.policy.hidden_sizes=[64,64]",
+]
 ON_REWARDS = ["generator.learning_rate=7e-4", "generator.final_learning_rate_fraction=0.1"]  # PPO's, not for cloning
 
 

@@ -73,6 +73,7 @@ class TrainConfig:
     iterations: int
     rollout_steps: int
     start_from_demonstrations: float
+    symmetries: Any  # true, false or auto
     demonstrations: DemonstrationsConfig
     reward: RewardConfig
     bc: CloningConfig
@@ -164,6 +165,8 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.matmul_precision not in MATMUL_PRECISIONS:
         raise ValueError(f"matmul_precision={cfg.matmul_precision} must be one of {', '.join(MATMUL_PRECISIONS)}")
+    if cfg.symmetries not in (True, False, "auto"):
+        raise ValueError(f"symmetries={cfg.symmetries} must be true, false or auto")
     if cfg.checkpoint.best_is not in ("min", "max"):
         raise ValueError(f"checkpoint.best_is={cfg.checkpoint.best_is} must be min or max")
 

@@ -139,7 +139,7 @@ class Demonstrations:
         return len(self.lengths)
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
         return next(iter(self.transitions.groups.values())).mask.device
 
     @property
@@ -200,6 +200,12 @@ class Demonstrations:
         order = self._permutation(seed)
         return self._select(order[held_out:]), self._select(order[:held_out])
 
+    def folds(self, number: int, seed: int) -> Iterator[tuple[Demonstrations, Demonstrations]]:
+        """``(train, held_out)`` for cross-validation: each episode is held out in one of ``number`` <= N folds."""
+        order = self._permutation(seed)
+        for held_out in order.chunk(number):
+            yield self._select(order[~torch.isin(order, held_out)]), self._select(held_out)
+
     def subsample(self, every: int, seed: int) -> Demonstrations:
         """Every ``every``-th step of each episode, from a random one of its first ``every`` on.
 
@@ -230,8 +236,8 @@ class Demonstrations:
         first = (self.lengths.cumsum(0) - self.lengths)[indices]
         clock = torch.arange(int(lengths.max()))
         inside = clock < lengths.unsqueeze(1)  # [B, T]
-        rows = (first.unsqueeze(1) + clock * inside).flatten().to(self._device)
-        inside = inside.to(self._device)
+        rows = (first.unsqueeze(1) + clock * inside).flatten().to(self.device)
+        inside = inside.to(self.device)
 
         def pad(x: Tensor) -> Tensor:
             x = x.unflatten(0, inside.shape)

@@ -43,6 +43,41 @@ def _t_quantile(dof: int, confidence: float) -> float:
     return float(np.sqrt(dof) * np.tan(np.interp(confidence, cumulative / cumulative[-1], angle)))
 
 
+def interquartile_mean(
+    scores: np.ndarray, confidence: float = 0.95, resamples: int = 10_000
+) -> tuple[float, float, float]:
+    """Mean of the middle half of all runs' scores, with its stratified percentile bootstrap (Agarwal et al. 2021).
+
+    It is less moved by a single failed run than the mean, and by the others more than the median. As in their library
+    rliable a quarter of the R M scores, rounded down, is left out on either side, and the bootstrap draws the runs of
+    each task by themselves. It has its own random numbers: the same scores always give the same interval.
+
+    Args:
+        scores: ``[R, M]``, R runs (seeds) of each of M tasks.
+        confidence: in (0, 1).
+        resamples: bootstrap draws.
+
+    Returns:
+        the mean, low, high. One run says nothing of its spread: low and high are nan.
+    """
+    runs, tasks = scores.shape
+    mean = float(_middle_half(scores.reshape(1, -1))[0])
+    if runs == 1:
+        return mean, float("nan"), float("nan")
+    picks = np.random.default_rng(0).integers(runs, size=(resamples, runs, tasks))
+    draws = _middle_half(np.take_along_axis(scores[None], picks, axis=1).reshape(resamples, -1))
+    tail = (1.0 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1.0 - tail])
+    return mean, float(low), float(high)
+
+
+def _middle_half(scores: np.ndarray) -> np.ndarray:
+    """``[N, K]``, the mean of each row without the quarter of it that is lowest and highest ``[N]``."""
+    left_out = scores.shape[1] // 4
+    kept: np.ndarray = np.sort(scores, axis=1)[:, left_out : scores.shape[1] - left_out].mean(1)
+    return kept
+
+
 def normalized_score(
     policy: np.ndarray, expert: np.ndarray, random: np.ndarray, confidence: float = 0.95, resamples: int = 2000
 ) -> tuple[float, float, float]:

@@ -25,9 +25,11 @@ from magail.demonstrations import Demonstrations
 from magail.devices import check_device, compiler_works, on_device, sensible_threads
 from magail.evaluate import Evaluator
 from magail.generators.bc import BehavioralCloning, held_out_info
+from magail.policy import Policy
 from magail.record import record_expert
 from magail.rollout import Player, collect
 from magail.run import Run
+from magail.symmetries import RandomViews, in_all_views, shared_by
 from magail.types import BatchedEnv, Seeds
 
 
@@ -40,9 +42,11 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     device = check_device(cfg.device)
     with closing(on_device(build(cfg.env.train), device)) as env, closing(Evaluator(cfg)) as evaluator:
         demonstrations, held_out = get_demonstrations(cfg, evaluator.env, run_dir, device)
-        parts = {"groups": env.groups, "demonstrations": demonstrations, "held_out": held_out}
         with device:
             generator = build(cfg.generator, groups=env.groups)
+        env, demonstrations = with_symmetries(cfg, env, demonstrations, generator.policy)
+        parts = {"groups": env.groups, "demonstrations": demonstrations, "held_out": held_out}
+        with device:
             discriminator = build(cfg.discriminator, **parts)
         if cfg.compile and compiler_works(device):
             env.compile()
@@ -95,6 +99,28 @@ def get_demonstrations(
     if int(options.held_out * len(demonstrations)) == 0:
         return demonstrations, None
     return demonstrations.split(options.held_out, cfg.seed)
+
+
+def with_symmetries(
+    cfg: DictConfig, env: BatchedEnv, demonstrations: Demonstrations | None, policy: Policy
+) -> tuple[BatchedEnv, Demonstrations | None]:
+    """Both from all views of the environment if ``cfg.symmetries`` is true, as they are if it is false.
+
+    ``auto`` becomes, also in ``cfg`` (and so in the run's config.yaml), what the demonstrations say.
+
+    Raises:
+        ValueError: ``cfg.symmetries`` is true, but ``cfg.env.symmetries`` knows none.
+    """
+    symmetries = build(cfg.env.symmetries).to(env.device) if cfg.env.symmetries and cfg.symmetries else None
+    if cfg.symmetries == "auto":
+        cfg.symmetries = bool(
+            symmetries and demonstrations and shared_by(demonstrations, symmetries, policy, cfg.seed, **cfg.bc)
+        )
+    if not cfg.symmetries:
+        return env, demonstrations
+    if symmetries is None:
+        raise ValueError(f"symmetries=true, but env.symmetries of {env.name} names none: leave symmetries=auto")
+    return RandomViews(env, symmetries), demonstrations and in_all_views(demonstrations, symmetries)
 
 
 def with_resume(argv: list[str]) -> list[str]:

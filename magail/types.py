@@ -166,6 +166,86 @@ def absorbing_transition(batch: JointTransition) -> JointTransition:
     return JointTransition(groups, absorbing=True)
 
 
+class Change(Protocol):
+    """What an observation or action becomes in each of G views of an environment."""
+
+    def see(self, x: Tensor, view: Tensor) -> Tensor:
+        """``x [B, A, ...]``, each row as it looks from its ``view [B]``."""
+        ...
+
+    def inverse(self) -> Change:
+        """What leads back."""
+        ...
+
+    def to(self, device: torch.device) -> Change: ...
+
+
+@dataclass(frozen=True)
+class Reordered:
+    """Of a vector: the numbers change places and signs."""
+
+    source: Tensor  # [G, K] int64, which number comes here; a permutation in each row
+    sign: Tensor  # [G, K] float32, 1 or -1, of the number that comes here
+
+    def see(self, x: Tensor, view: Tensor) -> Tensor:
+        source, sign = self.source[view].unsqueeze(1), self.sign[view].unsqueeze(1)
+        return x.gather(-1, source.expand_as(x)) * sign
+
+    def inverse(self) -> Reordered:
+        source = self.source.argsort(-1)
+        return Reordered(source, self.sign.gather(-1, source))
+
+    def to(self, device: torch.device) -> Reordered:
+        return Reordered(self.source.to(device), self.sign.to(device))
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """Of a Discrete action: each is called something else."""
+
+    name: Tensor  # [G, number of actions] int64, a permutation in each row
+
+    def see(self, x: Tensor, view: Tensor) -> Tensor:
+        return self.name[view.view(-1, 1, 1), x]
+
+    def inverse(self) -> Renamed:
+        return Renamed(self.name.argsort(-1))
+
+    def to(self, device: torch.device) -> Renamed:
+        return Renamed(self.name.to(device))
+
+
+@dataclass(frozen=True)
+class Symmetries:
+    """Views from which an environment looks the same, for every group.
+
+    Whoever sees all observations and names all actions as in one view meets the same dynamics and the same
+    distribution of initial states as in any other. View 0 shows things as they are.
+    """
+
+    number: int  # G
+    obs: dict[str, Reordered]
+    action: dict[str, Change]
+
+    def to(self, device: torch.device) -> Symmetries:
+        obs = {name: change.to(device) for name, change in self.obs.items()}
+        return Symmetries(self.number, obs, {name: change.to(device) for name, change in self.action.items()})
+
+    def see(self, batch: JointTransition, view: Tensor) -> JointTransition:
+        """``batch [B]``, each row from its ``view [B]``."""
+
+        def seen(name: str, transition: Transition) -> Transition:
+            obs, action = self.obs[name], self.action[name].see(transition.action, view)
+            return replace(
+                transition,
+                obs=obs.see(transition.obs, view),
+                next_obs=obs.see(transition.next_obs, view),
+                action=action * transition.mask.unsqueeze(-1),  # the dead do nothing, whatever it is called
+            )
+
+        return replace(batch, groups={name: seen(name, group) for name, group in batch.groups.items()})
+
+
 class Seeds(Iterator[int]):
     """The reset seed of each next episode: fresh, or with probability ``fraction`` one of ``starts``.
 

@@ -143,6 +143,7 @@ def test_every_experiment_passes_the_check(experiment):
         (["demonstrations.every=0"], "demonstrations.every=0 must be"),
         (["algorithm=rl", "start_from_demonstrations=0.5"], "start_from_demonstrations needs demonstrations"),
         (["checkpoint.best_is=good"], "must be min or max"),
+        (["symmetries=some"], "symmetries=some must be true, false or auto"),
         (["demonstrations.held_out=1"], "held_out=1 must be from 0 to 0.9"),
         (["env.backend=vmas"], "vmas"),
         (["discriminator=none"], "nothing to learn from.*algorithm=sqil"),

@@ -90,10 +90,10 @@ class ParticleEnv(ABC, Generic[Options]):
         roles = [
             (role, list(members)) for role, members in groupby(agents, lambda agent: agent.name.rpartition("_")[0])
         ]
-        self._kind = {role: members[0] for role, members in roles}
+        self.kind = {role: members[0] for role, members in roles}
         self.rows = {role: slice(agents.index(members[0]), agents.index(members[-1]) + 1) for role, members in roles}
-        self._table = {
-            role: self.world.pos.new_tensor(_controls(kind, self.symbols)) for role, kind in self._kind.items()
+        self.controls = {
+            role: self.world.pos.new_tensor(_controls(kind, self.symbols)) for role, kind in self.kind.items()
         }
         self.obs = self._observe()
         self.groups = tuple(
@@ -242,15 +242,15 @@ class ParticleEnv(ABC, Generic[Options]):
             control = self._control(role, action[role])  # [E, A, 2 + C], [E, A, 2] of the silent
             control = control.flatten(1).t().unflatten(0, control.shape[1:])
             moves.append(control[:, :2])
-            if not self._kind[role].silent:
+            if not self.kind[role].silent:
                 self.world.speech[rows] = control[:, 2:]
         return torch.cat(moves)
 
     def _control(self, role: str, action: Tensor) -> Tensor:
         if not self.arguments.continuous_actions:
-            return F.embedding(action[..., 0], self._table[role])
+            return F.embedding(action[..., 0], self.controls[role])
         action = action.clamp(0, 1)
-        if not self._kind[role].movable:
+        if not self.kind[role].movable:
             return F.pad(action, (2, 0)).to(self.world.pos.dtype)
         move = action[..., 2:5:2] - action[..., 1:5:2]  # in float32 as mpe2 does
         return torch.cat([move, action[..., 5:]], -1).to(self.world.pos.dtype)

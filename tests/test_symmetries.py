@@ -1,0 +1,156 @@
+"""Demonstrations and episodes in all views of an environment."""
+
+import itertools
+
+import pytest
+import torch
+from gymnasium import spaces
+
+from magail.demonstrations import Demonstrations
+from magail.policy import Policy
+from magail.rollout import play_episodes
+from magail.symmetries import RandomViews, in_all_views, shared_by
+from magail.types import Renamed, Reordered, Symmetries
+from magail_envs.particle.simple import Simple
+from magail_envs.particle.symmetries import mirror_images_and_turns
+from tests.envs.playing import assert_same, random_action
+from tests.toy import groups_of
+
+CLONING = {"steps": 300, "batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.0, "coefficient": 0.0}
+NONE, LEFT, RIGHT, DOWN, UP = range(5)
+
+
+def simple(num_envs):
+    """One agent that sees its velocity and where the landmark is."""
+    return Simple("simple", {}, num_envs)
+
+
+SYMMETRIES = mirror_images_and_turns(simple(64))
+
+
+class Seeker:
+    """Moves towards the landmark along the axis on which it is farther away."""
+
+    def act(self, obs, generator=None):
+        x, y = obs["agent"][..., 2], obs["agent"][..., 3]
+        across = torch.where(x < 0, LEFT, RIGHT)
+        action = torch.where(x.abs() > y.abs(), across, torch.where(y < 0, DOWN, UP)).unsqueeze(-1)
+        return {"agent": action}, {"agent": torch.zeros(action.shape[:-1])}
+
+
+class Eastward:
+    """Goes right, wherever the landmark is."""
+
+    def act(self, obs, generator=None):
+        action = torch.full((*obs["agent"].shape[:-1], 1), RIGHT)
+        return {"agent": action}, {"agent": torch.zeros(action.shape[:-1])}
+
+
+def recorded(policy, number):
+    env, seeds = simple(number), range(number)
+    _, episodes = play_episodes(env, policy, seeds, torch.Generator().manual_seed(0), record=True)
+    return Demonstrations.from_episodes(env.groups, episodes, seeds, {})
+
+
+def test_inverses_lead_back():
+    view, x = torch.arange(8).repeat(4), torch.randn(32, 1, 4)
+    for change, seen in ((SYMMETRIES.obs["agent"], x), (SYMMETRIES.action["agent"], torch.randint(5, (32, 1, 1)))):
+        assert torch.equal(change.inverse().see(change.see(seen, view), view), seen)
+
+
+def test_a_change_that_is_not_its_own_inverse_leads_back():
+    turn = Reordered(torch.tensor([[0, 1], [1, 0]]), torch.tensor([[1.0, 1.0], [-1.0, 1.0]]))  # (x, y) to (-y, x)
+    seen = turn.see(torch.tensor([[[1.0, 2.0]]]), torch.tensor([1]))
+    assert seen.flatten().tolist() == [-2.0, 1.0]
+    assert turn.inverse().see(seen, torch.tensor([1])).flatten().tolist() == [1.0, 2.0]
+    cycle = Renamed(torch.tensor([[0, 1, 2], [1, 2, 0]]))
+    assert cycle.inverse().see(torch.tensor([[[0]]]), torch.tensor([1])).item() == 2
+
+
+def test_demonstrations_in_all_views():
+    demonstrations = recorded(Seeker(), 3)
+    views = in_all_views(demonstrations, SYMMETRIES)
+    assert len(views) == 24
+    assert views.known_seeds() == [0, 1, 2]
+    assert torch.equal(views.lengths, demonstrations.lengths.repeat(8))
+    for index in range(3):
+        assert_same(views.episode(index).groups, demonstrations.episode(index).groups)
+    assert torch.equal(views.returns(), demonstrations.returns().repeat(8))
+    # who does the same in all views is still seen to do it
+    (transition,) = views.transitions.groups.values()
+    action, _ = Seeker().act({"agent": transition.obs})
+    assert torch.equal(action["agent"], transition.action)
+    # and the images are episodes like any other
+    episodes = [views.episode(index) for index in range(24)]
+    Demonstrations.from_episodes(views.groups, episodes, views.seeds.tolist(), {})
+
+
+def test_the_dead_stay_zero():
+    groups = groups_of(agent=(2, 4, spaces.Discrete(5)))
+    batch = recorded(Seeker(), 1).transitions
+    assert batch.groups["agent"].action.any()
+    batch.groups["agent"].mask[:] = False
+    batch.groups["agent"].action[:] = 0
+    cycle = Symmetries(1, {"agent": SYMMETRIES.obs["agent"]}, {"agent": Renamed(torch.tensor([[1, 2, 3, 4, 0]]))})
+    seen = cycle.see(batch, torch.zeros(batch.batch_shape[0], dtype=torch.int64))
+    assert groups[0].action_dim == 1
+    assert not seen.groups["agent"].action.any()
+
+
+def test_episodes_in_random_views_are_those_of_the_environment():
+    """Whoever acts alike in all views gets what it gets without them, to the last digit."""
+    plain, _ = play_episodes(simple(8), Seeker(), range(40), torch.Generator().manual_seed(0))
+    views, _ = play_episodes(RandomViews(simple(8), SYMMETRIES), Seeker(), range(40), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(views, plain)
+
+
+def test_every_view_comes_and_stays_for_an_episode():
+    torch.manual_seed(0)
+    env = RandomViews(simple(64), SYMMETRIES)
+    env.reset(itertools.repeat(7))  # every episode begins alike, so what is seen first tells the view
+    random = torch.Generator().manual_seed(0)
+    first = env.obs["agent"]
+    assert len(first.unique(dim=0)) == 8
+    landmark = first[..., 2:]
+    for _ in range(25):
+        before = env.obs["agent"]
+        step = env.step(random_action(env, random))
+        moved = step.next_obs["agent"][..., 2:] - before[..., 2:]
+        torch.testing.assert_close(moved, -0.1 * before[..., :2])  # the landmark moves against one's own velocity
+    assert step.done.all()
+    assert not torch.equal(env.obs["agent"][..., 2:], landmark)
+    assert len(env.obs["agent"].unique(dim=0)) == 8
+
+
+def test_it_goes_on_bit_for_bit_where_its_state_was_taken():
+    torch.manual_seed(0)
+    env, random = RandomViews(simple(8), SYMMETRIES), torch.Generator().manual_seed(0)
+    env.reset(itertools.count())
+    for _ in range(7):
+        env.step(random_action(env, random))
+    state = env.state_dict()
+    other = RandomViews(simple(8), SYMMETRIES)
+    other.load_state_dict(state, itertools.count(8))
+    for _ in range(30):
+        action, drawn = random_action(env, random), torch.get_rng_state()
+        step = env.step(action)
+        torch.set_rng_state(drawn)
+        assert_same(other.step(action), step)
+        assert_same(other.obs, env.obs)
+
+
+@pytest.mark.parametrize(("demonstrator", "shared"), [(Seeker(), True), (Eastward(), False)])
+def test_demonstrations_tell_whether_their_expert_shares_the_views(demonstrator, shared):
+    torch.manual_seed(0)
+    policy = Policy(simple(1).groups)
+    before = torch.get_rng_state()
+    weights = {name: value.clone() for name, value in policy.state_dict().items()}
+    options = CLONING | {"evaluate_every": 50}
+    assert shared_by(recorded(demonstrator, 5), SYMMETRIES, policy, seed=0, **options) == shared
+    assert torch.equal(torch.get_rng_state(), before)
+    assert_same(dict(policy.state_dict()), weights)
+
+
+def test_a_lone_demonstration_is_taken_in_all_views():
+    policy = Policy(simple(1).groups)
+    assert shared_by(recorded(Eastward(), 1), SYMMETRIES, policy, seed=0, **CLONING, evaluate_every=50)
