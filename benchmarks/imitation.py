@@ -35,7 +35,13 @@ FRESH = 9_000_000  # first initial state of the evaluation; recipes were chosen 
 METHODS: dict[str, list[str]] = {
     "MAGAIL": [],
     "MAGAIL, as they are": ["symmetries=false"],
-    "naive MAGAIL": ["symmetries=false", "start_from_demonstrations=0", "bc.coefficient=0"],
+    "naive MAGAIL": [
+        "symmetries=false",
+        "start_from_demonstrations=0",
+        "bc.coefficient=0",
+        "generator.learning_rate=3e-4",
+        "generator.final_learning_rate_fraction=1",
+    ],
     "MAGAIL, centralized": ["discriminator=centralized"],
     "MAGAIL, single": ["discriminator=single"],
     "PS-GAIL": ["discriminator.prior.share_parameters=true", "generator.policy.share_parameters=true"],

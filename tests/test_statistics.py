@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from magail.statistics import _t_quantile, mean_interval, normalized_score
+from magail.statistics import _t_quantile, interquartile_mean, mean_interval, normalized_score
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,29 @@ def test_no_interval_where_episodes_cannot_tell_expert_from_random() -> None:
 def test_different_numbers_of_episodes_are_refused() -> None:
     with pytest.raises(ValueError, match="same reset seeds"):
         normalized_score(np.zeros(3), np.zeros(4), np.zeros(3))
+
+
+SCORES = np.array(  # 5 runs of 3 tasks
+    [[0.9, 0.56, 0.173], [0.855, 0.409, 0.101], [0.903, 0.768, 0.151], [0.869, 0.598, 0.236], [0.905, 0.314, 0.197]]
+)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "of_rliable"),  # rliable 1.2.0 with arch 5.5.0, 50,000 resamples
+    [(3, (0.534, 0.45711, 0.61044)), (1, (0.89067, 0.85967, 0.90433))],
+)
+def test_interquartile_mean_and_interval_are_those_of_rliable(tasks: int, of_rliable: tuple[float, ...]) -> None:
+    assert interquartile_mean(SCORES[:, :tasks]) == pytest.approx(of_rliable, abs=2e-3)
+
+
+def test_interquartile_mean_leaves_a_quarter_out_on_either_side() -> None:
+    scores = np.array([[-100.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 1000.0]])
+    mean, low, high = interquartile_mean(scores)
+    assert mean == 3.5  # of 2, 3, 4 and 5
+    assert low < mean < high
+
+
+def test_one_run_has_an_interquartile_mean_but_no_interval() -> None:
+    mean, low, high = interquartile_mean(np.array([[0.2, 0.4]]))
+    assert mean == pytest.approx(0.3)
+    assert np.isnan([low, high]).all()
