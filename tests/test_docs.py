@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_page_has_what_it_promises():
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.removeprefix("python -m magail.train "))
@@ -37,8 +37,9 @@ def test_the_example_trains(command, folder):
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "magail.train"]
     options = [word for word in TINY if "a2c" not in command or not word.startswith("generator")]  # it has no epochs
+    options += [] if "env=cartpole" in words else SPREAD
     done = subprocess.run(
-        [sys.executable, *words[1:], *options, *SPREAD], cwd=folder, capture_output=True, text=True, timeout=300
+        [sys.executable, *words[1:], *options], cwd=folder, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "magail" in done.stdout

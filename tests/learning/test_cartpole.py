@@ -15,6 +15,7 @@ OPTIONS = [
     "discriminator.gradient_penalty=1.0",
     "discriminator.steps=5",
     "discriminator.batch_size=256",
+    "generator.policy.hidden_sizes=[64,64]",  # learn quickly
     "generator.learning_rate=1e-3",
     "generator.minibatch_size=256",
     "rollout_steps=128",
