@@ -31,7 +31,7 @@ class CloningConfig:
     steps: int
     batch_size: int
     learning_rate: float
-    weight_decay: float
+    weight_decay: Any  # a number, or auto
     evaluate_every: int
     coefficient: float
 
@@ -91,7 +91,6 @@ AT_LEAST_0 = (
     "demonstrations.count",
     "bc.steps",
     "bc.learning_rate",
-    "bc.weight_decay",
     "bc.coefficient",
     "evaluation.seed",
     "evaluation.video_episodes",

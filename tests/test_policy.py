@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_module
 
 from magail import checkpoint
 from magail.config import build
+from magail.demonstrations import Demonstrations
 from magail.generators.bc import BehavioralCloning
 from magail.networks import BoundsNormalizer, RunningNormalizer
 from magail.policy import MostLikely, Policy, RandomPolicy, load_policy
@@ -134,6 +135,29 @@ def cloned(env, policy, demonstrations, steps):
     """The policy after cloning for ``steps`` gradient steps."""
     BehavioralCloning(policy, demonstrations, None, steps=steps, **CLONING).fit(lambda step, info: None)
     return policy
+
+
+def test_the_prior_counts_less_the_more_there_is_to_clone():
+    groups, shown = groups_of(agent=(1, 2, spaces.Discrete(2))), []
+    for steps in (10, 40):
+        episode = random_batch(groups, steps)
+        transition = episode.groups["agent"]
+        transition.next_obs[:-1] = transition.obs[1:]
+        transition.terminated[:], transition.truncated[:] = False, False
+        transition.truncated[-1] = True
+        shown.append(Demonstrations.from_episodes(groups, [episode], [-1], {}))
+    options = CLONING | {"steps": 1}
+
+    def decay(demonstrations, weight_decay):
+        options["weight_decay"] = weight_decay
+        cloning = BehavioralCloning(Policy(groups), demonstrations, None, **options)
+        return cloning.optimizer.param_groups[0]["weight_decay"]
+
+    assert [decay(demonstrations, "auto") for demonstrations in shown] == [30.0, 7.5]
+    assert [decay(demonstrations, 0.3) for demonstrations in shown] == [0.3, 0.3]
+    for wrong in ("some", -0.1):
+        with pytest.raises(ValueError, match=f"bc.weight_decay={wrong} must be auto or a number"):
+            decay(shown[0], wrong)
 
 
 @pytest.mark.parametrize("box", ["squashed", "beta"])

@@ -10,12 +10,18 @@ from torch import Tensor
 from magail.demonstrations import Demonstrations
 from magail.policy import Policy
 
+PRIOR = 300.0  # what "auto" divides by the steps there are to clone
+
 
 class BehavioralCloning:
     """Clones demonstrations into a policy, and gives the cloning term that a generator may add to its loss.
 
-    Strong weight decay, not early stopping, holds it back from overfitting: a single held-out episode of five stopped
-    it far too early, and cost a fifth of the data. ``held_out`` demonstrations (None: there are none) are watched only.
+    Weight decay, not early stopping, holds it back from overfitting: a single held-out episode of five stopped it far
+    too early, and cost a fifth of the data. ``auto`` is 300 over the steps there are to clone, as the prior of a
+    Bayesian counts less the more data there are. ``held_out`` demonstrations (None: there are none) are watched only.
+
+    Raises:
+        ValueError: a ``weight_decay`` that is neither ``auto`` nor a number >= 0.
     """
 
     def __init__(
@@ -27,14 +33,17 @@ class BehavioralCloning:
         steps: int,
         batch_size: int,
         learning_rate: float,
-        weight_decay: float,
+        weight_decay: float | str,
         evaluate_every: int,
         coefficient: float,
     ) -> None:
         self.policy, self.demonstrations, self.held_out = policy, demonstrations, held_out
         self.steps, self.batch_size, self.evaluate_every = steps, batch_size, evaluate_every
         self.coefficient = coefficient
-        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
+        decay = PRIOR / demonstrations.num_steps if weight_decay == "auto" else weight_decay
+        if not isinstance(decay, (int, float)) or decay < 0:
+            raise ValueError(f"bc.weight_decay={weight_decay} must be auto or a number of at least 0")
+        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=decay, fused=True)
 
     def loss(self) -> Tensor:
         """Negative log-likelihood in nats of a random batch of demonstrations: steps, or episodes if recurrent."""
