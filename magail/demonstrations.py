@@ -203,7 +203,7 @@ class Demonstrations:
     def folds(self, number: int, seed: int) -> Iterator[tuple[Demonstrations, Demonstrations]]:
         """``(train, held_out)`` for cross-validation: each episode is held out in one of ``number`` <= N folds."""
         order = self._permutation(seed)
-        for held_out in order.chunk(number):
+        for held_out in order.tensor_split(number):
             yield self._select(order[~torch.isin(order, held_out)]), self._select(held_out)
 
     def subsample(self, every: int, seed: int) -> Demonstrations:

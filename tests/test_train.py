@@ -68,7 +68,7 @@ def test_the_main_job_leaves_all_that_was_promised(tmp_path):
     assert len(list((folder / "checkpoints").glob("*.pt"))) == 2
     assert (folder / "config.yaml").exists()
     loaded = load_policy(folder, build(composed("env=simple_spread", *SPREAD).env.train).groups)
-    assert loaded.architecture["hidden_sizes"] == [64, 64]
+    assert loaded.architecture["hidden_sizes"] == [128, 128]
 
 
 def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path):
