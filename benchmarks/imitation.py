@@ -98,6 +98,15 @@ def difference_table(results: Results, counts: Sequence[int]) -> str:
     return table(["demonstrations", *map(str, counts)], lines)
 
 
+def seconds_table(results: Results, methods: Sequence[str], counts: Sequence[int]) -> str:
+    def cell(method: str, count: int) -> str:
+        seconds = [seed["seconds"] for seed in results[method, count]]
+        return f"{np.median(seconds):.0f}" if seconds else "-"
+
+    lines = [[method, *(cell(method, count) for count in counts)] for method in methods]
+    return table(["demonstrations", *map(str, counts)], lines)
+
+
 def plot(results: Results, rows: Sequence[str], counts: Sequence[int], title: str, path: Path) -> None:
     """Scores over the number of demonstrations, with their intervals."""
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
@@ -141,13 +150,13 @@ def main() -> None:
             }
             picture = arguments.output.with_name(f"{arguments.output.stem}_{task}.png")
             plot(results, rows, counts, task, picture)
-            seconds = [np.median([seed["seconds"] for seed in results["MAGAIL", count]]) for count in counts]
             page += [
                 f"## {task}",
                 f"![scores by number of demonstrations]({picture.name})",
                 score_table(results, rows, counts),
                 difference_table(results, counts),
-                f"Seconds of MAGAIL, cloning included, median: {', '.join(f'{s:.0f}' for s in seconds)}.",
+                "Seconds of a training, cloning included, medians:",
+                seconds_table(results, arguments.methods, counts),
             ]
             arguments.output.write_text("\n\n".join(page) + "\n")
 
