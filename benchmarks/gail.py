@@ -13,7 +13,6 @@ command takes up where it was stopped; every run logs into its folder as it goes
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -23,9 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.tables import machine, say, table
-from benchmarks.trainings import QUIET, of_each, over_seeds, train
+from benchmarks.trainings import FRESH, QUIET, of_each, outcome, over_seeds
 
-FRESH = 9_000_000  # first initial state of the table; the recipe was chosen on those from 1,000,000 and 5,000,000 on
 ROWS = {"expert": "expert", "bc": "BC", "magail": "GAIL"}
 
 
@@ -41,11 +39,10 @@ def overrides_of(case: str) -> list[str]:
 def run(case: str, seed: int, folder: Path) -> dict[str, float] | None:
     """Returns of expert, clone and imitator, environment steps and minutes; None where the training failed."""
     words = [*overrides_of(case), f"seed={seed}", f"evaluation.seed={FRESH}"]
-    if not train(words, folder, QUIET):
-        say(f"{case}, seed {seed}: failed, see {folder}/output.txt")
+    found = outcome(words, folder, QUIET)
+    if found is None:
         return None
-    policies = json.loads((folder / "results.json").read_text())["policies"]
-    *_, last = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    policies, last = found
     of_policies = {name: policies[name]["return"] for name in ROWS}
     say(f"{case}, seed {seed}: {of_policies}")
     return of_policies | {"steps": last["env_steps"], "minutes": last["seconds"] / 60}

@@ -14,10 +14,9 @@ unfinished one goes on from its checkpoint, so the command takes up where it was
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,13 +24,12 @@ import matplotlib
 import numpy as np
 
 from benchmarks.tables import machine, say, table
-from benchmarks.trainings import BRIEF, over_seeds, train
+from benchmarks.trainings import BRIEF, FRESH, outcome, over_seeds
 from magail.statistics import interquartile_mean
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-FRESH = 9_000_000  # first initial state of the evaluation; recipes were chosen on those from 1,000,000 and 5,000,000 on
 METHODS: dict[str, list[str]] = {
     "MAGAIL": [],
     "MAGAIL, as they are": ["symmetries=false"],
@@ -59,21 +57,24 @@ def run(task: str, method: str, count: int, seed: int, runs: Path) -> dict[str, 
     """Scores of the imitator and of the clone it began from, and the seconds it took; None where training failed."""
     folder = runs / task / method.replace(", ", "_").replace(" ", "_") / str(count) / str(seed)
     words = [f"env={task}", f"demonstrations.count={count}", f"seed={seed}", f"evaluation.seed={FRESH}"]
-    if not train([*words, *METHODS[method]], folder, BRIEF):
-        say(f"{task}, {method}, {count}, seed {seed}: failed, see {folder}/output.txt")
+    found = outcome([*words, *METHODS[method]], folder, BRIEF)
+    if found is None:
         return None
-    policies = json.loads((folder / "results.json").read_text())["policies"]
+    policies, last = found
     *_, imitator = policies.values()
-    *_, last = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
-    found = {"imitator": imitator["score"], "clone": policies["bc"]["score"], "seconds": last["seconds"]}
-    say(f"{task}, {method}, {count}, seed {seed}: {found}")
-    return found
+    scores = {"imitator": imitator["score"], "clone": policies["bc"]["score"], "seconds": last["seconds"]}
+    say(f"{task}, {method}, {count}, seed {seed}: {scores}")
+    return scores
 
 
 def scores_of(results: Results, row: str, count: int) -> np.ndarray:
     """The score of each seed ``[R]``, of a method or of the clone that one begins from."""
     method, who = (CLONES[row], "clone") if row in CLONES else (row, "imitator")
     return np.array([seed[who] for seed in results.get((method, count), [])])
+
+
+def by_count(rows: Mapping[str, Sequence[str]], counts: Sequence[int]) -> str:
+    return table(["demonstrations", *map(str, counts)], [[name, *cells] for name, cells in rows.items()])
 
 
 def score_table(results: Results, rows: Sequence[str], counts: Sequence[int]) -> str:
@@ -84,9 +85,7 @@ def score_table(results: Results, rows: Sequence[str], counts: Sequence[int]) ->
         mean, low, high = interquartile_mean(scores[:, None])
         return f"{mean:.3f} ({low:.3f} to {high:.3f})"
 
-    return table(
-        ["demonstrations", *map(str, counts)], [[row, *(cell(row, count) for count in counts)] for row in rows]
-    )
+    return by_count({row: [cell(row, count) for count in counts] for row in rows}, counts)
 
 
 def difference_table(results: Results, counts: Sequence[int]) -> str:
@@ -94,8 +93,8 @@ def difference_table(results: Results, counts: Sequence[int]) -> str:
         a, b = scores_of(results, one, count), scores_of(results, other, count)
         return over_seeds(a - b) if len(a) == len(b) > 0 else "-"
 
-    lines = [[f"{one} - {other}", *(cell(one, other, count) for count in counts)] for one, other in DIFFERENCES]
-    return table(["demonstrations", *map(str, counts)], lines)
+    lines = {f"{one} - {other}": [cell(one, other, count) for count in counts] for one, other in DIFFERENCES}
+    return by_count(lines, counts)
 
 
 def seconds_table(results: Results, methods: Sequence[str], counts: Sequence[int]) -> str:
@@ -103,8 +102,7 @@ def seconds_table(results: Results, methods: Sequence[str], counts: Sequence[int
         seconds = [seed["seconds"] for seed in results[method, count]]
         return f"{np.median(seconds):.0f}" if seconds else "-"
 
-    lines = [[method, *(cell(method, count) for count in counts)] for method in methods]
-    return table(["demonstrations", *map(str, counts)], lines)
+    return by_count({method: [cell(method, count) for count in counts] for method in methods}, counts)
 
 
 def plot(results: Results, rows: Sequence[str], counts: Sequence[int], title: str, path: Path) -> None:
@@ -140,10 +138,10 @@ def main() -> None:
     rows = [clone for clone, method in CLONES.items() if method in arguments.methods] + arguments.methods
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for task in arguments.tasks:
-            cells = [(method, count) for count in counts for method in arguments.methods]
             futures = {
                 (method, count): [pool.submit(run, task, method, count, seed, runs) for seed in arguments.seeds]
-                for method, count in cells
+                for count in counts
+                for method in arguments.methods
             }
             results: Results = {
                 cell: [found for future in of_seeds if (found := future.result())] for cell, of_seeds in futures.items()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmarks.tables import say
 from magail.statistics import mean_interval
 
 QUIET = ["threads=1", "logger.mode=disabled"]
@@ -20,6 +23,7 @@ BRIEF = [  # for the particle worlds
     "evaluation.video_episodes=0",
     "env.mpe2.workers=0",
 ]
+FRESH = 9_000_000  # first initial state of tables; recipes were chosen on those from 1,000,000 and 5,000,000 on
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 EXPERTS = {"simple_tag": ["algorithm=rl", "env=simple_tag", "iterations=600", "evaluation.every=100"]}  # not shipped
 AS_THEY_ARE = [  # demonstrations seen as they are, and cloned into small networks in fewer steps
@@ -40,6 +44,16 @@ def train(words: Sequence[str], folder: Path, brief: Sequence[str] = BRIEF) -> b
         with (folder / "output.txt").open("w") as output:
             subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False, env=ONE_THREAD)
     return results.exists()
+
+
+def outcome(words: Sequence[str], folder: Path, brief: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """What `train` left: every policy's results, and the last line of the metrics; None where it failed."""
+    if not train(words, folder, brief):
+        say(f"{' '.join(words)}: failed, see {folder}/output.txt")
+        return None
+    policies = json.loads((folder / "results.json").read_text())["policies"]
+    *_, last = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    return policies, last
 
 
 def demonstrations_of(task: str, runs: Path) -> list[str]:

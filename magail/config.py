@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from magail.ranges import check_range
+from magail.ranges import check_auto_or_range, check_range
 
 
 @dataclass
@@ -123,6 +123,7 @@ def check(cfg: DictConfig) -> None:
     numbers = {key: select(key) for key in AT_LEAST_0 + AT_LEAST_1}
     check_range({key: numbers[key] for key in AT_LEAST_0}, 0)
     check_range({key: numbers[key] for key in AT_LEAST_1}, 1)
+    check_auto_or_range({"bc.weight_decay": cfg.bc.weight_decay}, 0)
     if cfg.threads is not None:
         check_range({"threads": cfg.threads}, 1)
     check_range({"evaluation.episodes": cfg.evaluation.episodes}, 2)
@@ -166,6 +167,8 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"matmul_precision={cfg.matmul_precision} must be one of {', '.join(MATMUL_PRECISIONS)}")
     if cfg.symmetries not in (True, False, "auto"):
         raise ValueError(f"symmetries={cfg.symmetries} must be true, false or auto")
+    if cfg.symmetries is True and select("env.symmetries") is None:
+        raise ValueError(f"symmetries=true, but env.symmetries of {cfg.env.name} names none: leave symmetries=auto")
     if cfg.checkpoint.best_is not in ("min", "max"):
         raise ValueError(f"checkpoint.best_is={cfg.checkpoint.best_is} must be min or max")
 

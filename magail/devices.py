@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from magail.types import BatchedEnv, ByGroup, Step
+from magail.types import BatchedEnv, BatchedEnvWrapper, ByGroup, Step
 
 
 def sensible_threads() -> int:
@@ -45,16 +43,8 @@ def on_device(env: BatchedEnv, device: torch.device) -> BatchedEnv:
     return env if env.device == device else Moved(env, device)
 
 
-class Moved:
+class Moved(BatchedEnvWrapper):
     """A batched environment of another device: what it shows goes to ``device``, and actions come back."""
-
-    def __init__(self, env: BatchedEnv, device: torch.device) -> None:
-        self.env, self.device = env, device
-        self.name, self.groups, self.num_envs = env.name, env.groups, env.num_envs
-
-    def reset(self, seeds: Iterator[int]) -> None:
-        self.env.reset(seeds)
-        self._look()
 
     def step(self, action: ByGroup) -> Step:
         step = self.env.step({name: x.to(self.env.device) for name, x in action.items()})
@@ -68,22 +58,6 @@ class Moved:
         if isinstance(value, Tensor):
             return value.to(self.device)
         return {name: x.to(self.device) for name, x in value.items()}
-
-    def compile(self) -> None:
-        self.env.compile()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.env.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any], seeds: Iterator[int]) -> None:
-        self.env.load_state_dict(state, seeds)
-        self._look()
-
-    def render(self) -> np.ndarray:
-        return self.env.render()
-
-    def close(self) -> None:
-        self.env.close()
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

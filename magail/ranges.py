@@ -12,3 +12,10 @@ def check_range(values: Mapping[str, float], low: float, high: float = math.inf)
         if not low <= value <= high:
             bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
             raise ValueError(f"{name}={value} must be {bounds}")
+
+
+def check_auto_or_range(values: Mapping[str, object], low: float) -> None:
+    """Raise `ValueError` for the first of the named values that is neither ``auto`` nor a number from ``low`` on."""
+    for name, value in values.items():
+        if value != "auto" and not (isinstance(value, (int, float)) and low <= value):
+            raise ValueError(f"{name}={value} must be auto or a number of at least {low:g}")

@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from magail.demonstrations import Demonstrations
 from magail.generators.bc import BehavioralCloning
 from magail.policy import Policy
-from magail.types import BatchedEnv, ByGroup, Step, Symmetries
+from magail.types import BatchedEnv, BatchedEnvWrapper, ByGroup, Step, Symmetries
 
 FOLDS = 5  # of the cross-validation that asks demonstrations
 TRIAL_STEPS = 400  # of cloning at most, enough to tell two clones apart
@@ -72,19 +71,21 @@ def shared_by(
     return sum(gains) > 0.0
 
 
-class RandomViews:
-    """A batched environment of which every episode is seen, and acted in, from a random one of its views."""
+class RandomViews(BatchedEnvWrapper):
+    """A batched environment of which every episode is seen, and acted in, from a random one of its views.
+
+    ``symmetries`` are on the environment's device.
+    """
 
     def __init__(self, env: BatchedEnv, symmetries: Symmetries) -> None:
-        self.env, self.symmetries = env, symmetries.to(env.device)
-        self.name, self.groups, self.num_envs, self.device = env.name, env.groups, env.num_envs, env.device
-        self._undo = {name: change.inverse() for name, change in self.symmetries.action.items()}
+        super().__init__(env, env.device)
+        self.symmetries = symmetries
+        self._undo = {name: change.inverse() for name, change in symmetries.action.items()}
         self._view = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)  # [E]
 
     def reset(self, seeds: Iterator[int]) -> None:
-        self.env.reset(seeds)
         self._view = self._random_views()
-        self._look()
+        super().reset(seeds)
 
     def step(self, action: ByGroup) -> Step:
         step = self.env.step({name: self._undo[name].see(x, self._view) for name, x in action.items()})
@@ -102,19 +103,9 @@ class RandomViews:
     def _look(self) -> None:
         self.obs, self.mask = self._seen(self.env.obs), self.env.mask
 
-    def compile(self) -> None:
-        self.env.compile()
-
     def state_dict(self) -> dict[str, Any]:
         return {"env": self.env.state_dict(), "view": self._view.clone()}
 
     def load_state_dict(self, state: dict[str, Any], seeds: Iterator[int]) -> None:
-        self.env.load_state_dict(state["env"], seeds)
         self._view = state["view"].to(self.device)
-        self._look()
-
-    def render(self) -> np.ndarray:
-        return self.env.render()
-
-    def close(self) -> None:
-        self.env.close()
+        super().load_state_dict(state["env"], seeds)

@@ -107,19 +107,16 @@ def with_symmetries(
     """Both from all views of the environment if ``cfg.symmetries`` is true, as they are if it is false.
 
     ``auto`` becomes, also in ``cfg`` (and so in the run's config.yaml), what the demonstrations say.
-
-    Raises:
-        ValueError: ``cfg.symmetries`` is true, but ``cfg.env.symmetries`` knows none.
     """
-    symmetries = build(cfg.env.symmetries).to(env.device) if cfg.env.symmetries and cfg.symmetries else None
-    if cfg.symmetries == "auto":
-        cfg.symmetries = bool(
-            symmetries and demonstrations and shared_by(demonstrations, symmetries, policy, cfg.seed, **cfg.bc)
-        )
+    if cfg.symmetries == "auto" and (demonstrations is None or cfg.env.symmetries is None):
+        cfg.symmetries = False
     if not cfg.symmetries:
         return env, demonstrations
-    if symmetries is None:
-        raise ValueError(f"symmetries=true, but env.symmetries of {env.name} names none: leave symmetries=auto")
+    symmetries = build(cfg.env.symmetries).to(env.device)
+    if demonstrations is not None and cfg.symmetries == "auto":
+        cfg.symmetries = shared_by(demonstrations, symmetries, policy, cfg.seed, **cfg.bc)
+    if not cfg.symmetries:
+        return env, demonstrations
     return RandomViews(env, symmetries), demonstrations and in_all_views(demonstrations, symmetries)
 
 

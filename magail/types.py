@@ -325,3 +325,38 @@ class BatchedEnv(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class BatchedEnvWrapper:
+    """A `BatchedEnv` around another one; a derived class says how things look (`_look`) and how to `step`."""
+
+    obs: ByGroup
+    mask: ByGroup
+
+    def __init__(self, env: BatchedEnv, device: torch.device) -> None:
+        self.env, self.device = env, device
+        self.name, self.groups, self.num_envs = env.name, env.groups, env.num_envs
+
+    def _look(self) -> None:
+        """Bring ``obs`` and ``mask`` up to date with the environment's."""
+        raise NotImplementedError
+
+    def reset(self, seeds: Iterator[int]) -> None:
+        self.env.reset(seeds)
+        self._look()
+
+    def compile(self) -> None:
+        self.env.compile()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.env.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any], seeds: Iterator[int]) -> None:
+        self.env.load_state_dict(state, seeds)
+        self._look()
+
+    def render(self) -> np.ndarray:
+        return self.env.render()
+
+    def close(self) -> None:
+        self.env.close()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from magail.demonstrations import Demonstrations
 from magail.policy import Policy
+from magail.ranges import check_auto_or_range
 
 PRIOR = 300.0  # what "auto" divides by the steps there are to clone
 
@@ -40,9 +41,8 @@ class BehavioralCloning:
         self.policy, self.demonstrations, self.held_out = policy, demonstrations, held_out
         self.steps, self.batch_size, self.evaluate_every = steps, batch_size, evaluate_every
         self.coefficient = coefficient
-        decay = PRIOR / demonstrations.num_steps if weight_decay == "auto" else weight_decay
-        if not isinstance(decay, (int, float)) or decay < 0:
-            raise ValueError(f"bc.weight_decay={weight_decay} must be auto or a number of at least 0")
+        check_auto_or_range({"bc.weight_decay": weight_decay}, 0)
+        decay = PRIOR / demonstrations.num_steps if weight_decay == "auto" else float(weight_decay)
         self.optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=decay, fused=True)
 
     def loss(self) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from magail.types import ByGroup, Change, Renamed, Reordered, Symmetries
+from magail.types import AgentGroup, ByGroup, Change, Renamed, Reordered, Symmetries
 from magail_envs.particle.env import MOVES, ParticleEnv
 
 
@@ -41,9 +41,8 @@ def mirror_images_and_turns(world: ParticleEnv[Any]) -> Symmetries:
     world.state["vel"].uniform_(-1, 1, generator=random)
     world.state["speech"].uniform_(-1, 1, generator=random)
     obs = list(_observations(world))
-    roles = [group.name for group in world.groups]
-    seen = {role: _reordered([of_view[role] for of_view in obs]) for role in roles}
-    return Symmetries(len(VIEWS), seen, {role: _action(world, role) for role in roles})
+    seen = {group.name: _reordered([of_view[group.name] for of_view in obs]) for group in world.groups}
+    return Symmetries(len(VIEWS), seen, {group.name: _action(world, group) for group in world.groups})
 
 
 def _observations(world: ParticleEnv[Any]) -> Iterator[ByGroup]:
@@ -76,14 +75,14 @@ def _find(after: Tensor, number: int, before: Tensor) -> tuple[int, int]:
     raise AssertionError(f"number {number} of the observation is not among those of another view")
 
 
-def _action(world: ParticleEnv[Any], role: str) -> Change:
+def _action(world: ParticleEnv[Any], group: AgentGroup) -> Change:
     """Moves change their direction; doing nothing and what is said stay."""
-    space = next(group.action_space for group in world.groups if group.name == role)
+    space = group.action_space
     if isinstance(space, spaces.Discrete):
-        return Renamed(_same_rows(world.controls[role]))
+        return Renamed(_same_rows(world.controls[group.name]))
     assert isinstance(space, spaces.Box)
     numbers = torch.arange(space.shape[0]).repeat(len(VIEWS), 1)
-    if world.kind[role].movable:
+    if world.kind[group.name].movable:
         numbers[:, : len(MOVES)] = _same_rows(torch.from_numpy(MOVES).float()).argsort(-1)
     return Reordered(numbers, torch.ones_like(numbers, dtype=torch.float32))
 
