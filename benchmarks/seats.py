@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -10,27 +9,13 @@ import torch
 from omegaconf import OmegaConf
 
 from magail.config import build
-from magail.evaluate import expert_policy
-from magail.policy import Acting, RandomPolicy, load_policy
+from magail.experts import load_expert
+from magail.opponents import against
+from magail.policy import Acting, RandomPolicy
 from magail.rollout import play_episodes
 from magail.statistics import normalized_score
-from magail.types import ByGroup
 
 EPISODES = 1000
-
-
-class Seated:
-    """Policies that play together, one for each group."""
-
-    def __init__(self, by_group: Mapping[str, Acting]) -> None:
-        self.by_group = by_group
-
-    def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:
-        played = {name: policy.act(obs, generator) for name, policy in self.by_group.items()}
-        return (
-            {name: action[name] for name, (action, _) in played.items()},
-            {name: log_prob[name] for name, (_, log_prob) in played.items()},
-        )
 
 
 def seat_scores(run_dir: Path) -> dict[str, float]:
@@ -39,23 +24,21 @@ def seat_scores(run_dir: Path) -> dict[str, float]:
     Means over `EPISODES` reset seeds of evaluation, of the group's own return.
     """
     cfg = OmegaConf.load(run_dir / "config.yaml")
+    seed = cfg.evaluation.seed
     with closing(build(cfg.env.train)) as env:
-        expert = expert_policy(cfg.env, env)
-        assert expert is not None
-        policies: dict[str, Acting] = {
-            "random": RandomPolicy(env.groups),
-            "policy": load_policy(run_dir, env.groups),
-            "expert": expert,
-        }
-        seeds = range(cfg.evaluation.seed, cfg.evaluation.seed + EPISODES)
-        scores, first = {}, 0
+        scores = {}
         for group in env.groups:
+            seat = against(env, {g.name: cfg.env.expert for g in env.groups if g is not group}, seed)
+            players: dict[str, Acting] = {
+                "random": RandomPolicy([group]),
+                "policy": load_expert(str(run_dir), [group]),
+                "expert": load_expert(cfg.env.expert, [group]),
+            }
             returns = {}
-            for name, policy in policies.items():
-                seated = Seated({g.name: policy if g is group else expert for g in env.groups})
-                generator = torch.Generator().manual_seed(cfg.evaluation.seed)
-                of_all, _ = play_episodes(env, seated, seeds, generator)
-                returns[name] = of_all[:, first : first + group.num_agents].mean(-1).numpy()
+            for name, player in players.items():
+                of_all, _ = play_episodes(
+                    seat, player, range(seed, seed + EPISODES), torch.Generator().manual_seed(seed)
+                )
+                returns[name] = of_all.mean(-1).numpy()
             scores[group.name], *_ = normalized_score(returns["policy"], returns["expert"], returns["random"])
-            first += group.num_agents
     return scores

@@ -74,6 +74,7 @@ class TrainConfig:
     rollout_steps: int
     start_from_demonstrations: float
     symmetries: Any  # true, false or auto
+    opponents: dict[str, str] | None
     demonstrations: DemonstrationsConfig
     reward: RewardConfig
     bc: CloningConfig

@@ -272,6 +272,8 @@ class Demonstrations:
     def load(cls, path: str | Path, groups: Sequence[AgentGroup]) -> Demonstrations:
         """Read and check a file that must fit ``groups``, the environment's. Nothing in the file is ever executed.
 
+        Groups of the file that are not among ``groups`` are left out.
+
         Raises:
             ValueError: there is no such file, it is damaged, it does not fit, or what it holds is not valid (NaN,
                 actions outside their space, broken lives, ...). The message names the file and, where one is at
@@ -545,7 +547,7 @@ class _Place:
 
 def _check_groups(path: Path, found: dict[str, dict[str, Any]], groups: tuple[AgentGroup, ...]) -> None:
     expected = {group.name: _describe(group) for group in groups}
-    if found.keys() != expected.keys():
+    if not found.keys() >= expected.keys():
         raise ValueError(
             f"{path}: the file has the groups {sorted(found)}, the environment has {sorted(expected)}; "
             "use the environment that the file was recorded in"

@@ -3,7 +3,8 @@
     python -m magail.evaluate env=simple_spread checkpoint=RUN_FOLDER evaluation.final_episodes=1000
 
 prints the returns and normalised scores of a run's last policy (or of a .pt, .safetensors or stable-baselines3 .zip, or
-of a function by its dotted path), beside the shipped expert's and random play's.
+of a function by its dotted path), beside the shipped expert's and random play's. ``opponents`` (`magail.opponents`)
+play some of the groups against all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import hydra
 import numpy as np
@@ -22,6 +24,7 @@ from omegaconf import DictConfig
 
 from magail.config import build, one_clear_message
 from magail.experts import load_expert, most_likely
+from magail.opponents import against
 from magail.policy import Acting, Policy, RandomPolicy
 from magail.render import side_by_side
 from magail.report import results_table, summarize
@@ -40,8 +43,11 @@ class Evaluator:
     """Plays policies in ``cfg.env.evaluate`` from the same reset seeds, so that returns compare episode by episode."""
 
     def __init__(self, cfg: DictConfig) -> None:
-        self.env_cfg, self.options = cfg.env.evaluate, cfg.evaluation
-        self.env = build(self.env_cfg)
+        self.cfg, self.options = cfg, cfg.evaluation
+        self.env = self._build()
+
+    def _build(self, **overrides: Any) -> BatchedEnv:
+        return against(build(self.cfg.env.evaluate, **overrides), self.cfg.opponents, self.options.seed)
 
     def _acting(self, policy: Acting) -> Acting:
         here = copy.deepcopy(policy).to(self.env.device) if isinstance(policy, Policy) else policy
@@ -67,7 +73,7 @@ class Evaluator:
 
     def video(self, policies: Mapping[str, Acting], path: Path) -> Path:
         """Film the policies side by side from the same reset seeds, as a GIF with the episodes one after the other."""
-        env = build(self.env_cfg, num_envs=1, workers=0, render=True)
+        env = self._build(num_envs=1, workers=0, render=True)
         frames: dict[str, list[np.ndarray]] = {name: [] for name in policies}
         try:
             for seed in self.seeds(self.options.video_episodes):

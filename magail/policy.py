@@ -152,6 +152,8 @@ class Policy(nn.Module):
 def load_policy(path: Path, groups: Sequence[AgentGroup]) -> Policy:
     """The policy in a run folder (its last one), a checkpoint (.pt), or a file that `Policy.save` wrote.
 
+    It may be of more groups than ``groups``: what plays the others is left out.
+
     Raises:
         ValueError: no such file, no policy in it, or one for other agents or spaces than ``groups``.
     """
@@ -164,14 +166,16 @@ def load_policy(path: Path, groups: Sequence[AgentGroup]) -> Policy:
     else:
         description, weights = read_weights(path, "policy", ("architecture", "agents"))
     agents = {group.name: list(group.agents) for group in groups}
-    if description["agents"] != agents:
+    if not agents.items() <= description["agents"].items():
         raise ValueError(
             f"{path}: a policy for the agents {description['agents']}, but the environment has {agents}; "
             "choose the environment and arguments that it was trained on"
         )
+    left_out = description["agents"].keys() - agents.keys()
+    others = tuple(f"{part}.{name}." for part in ("actors", "normalizers") for name in left_out)
     try:
         policy = Policy(groups, **description["architecture"])
-        policy.load_state_dict(weights)
+        policy.load_state_dict({name: x for name, x in weights.items() if not name.startswith(others)})
     except (TypeError, RuntimeError) as error:
         raise ValueError(
             f"{path}: its weights do not fit the environment's spaces; choose the environment and arguments that it "

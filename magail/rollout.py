@@ -26,15 +26,24 @@ class Player:
     def step(self, env: BatchedEnv, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup, Step]:
         """Act once in every copy: the actions ``[E, A, U]``, their log-probabilities ``[E, A]``, and what came back."""
         mask = env.mask
-        if not isinstance(self.policy, (Policy, MostLikely)) or not self.policy.recurrent:
-            action, log_prob = self.policy.act(env.obs, generator)
-            return action, log_prob, env.step(action)
-        action, log_prob, memory = self.policy.act_after(self.memory, env.obs, generator)
+        action, log_prob = self.act(env.obs, generator)
         step = env.step(action)
-        for name, alive in mask.items():
-            memory[name] *= goes_on(step.terminated[name], step.truncated[name], alive).unsqueeze(-1)
-        self.memory = memory
+        self.forget(step, mask)
         return action, log_prob, step
+
+    def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:
+        """Actions ``[E, A, U]`` and their log-probabilities ``[E, A]``; `forget` is due after the step they lead to."""
+        if not isinstance(self.policy, (Policy, MostLikely)) or not self.policy.recurrent:
+            return self.policy.act(obs, generator)
+        action, log_prob, self.memory = self.policy.act_after(self.memory, obs, generator)
+        return action, log_prob
+
+    def forget(self, step: Step, mask: ByGroup) -> None:
+        """Forget the episodes that ended in ``step``, before which ``mask`` were alive."""
+        self.memory = {
+            name: memory * goes_on(step.terminated[name], step.truncated[name], mask[name]).unsqueeze(-1)
+            for name, memory in self.memory.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {"memory": self.memory}

@@ -25,6 +25,7 @@ from magail.demonstrations import Demonstrations
 from magail.devices import check_device, compiler_works, on_device, sensible_threads
 from magail.evaluate import Evaluator
 from magail.generators.bc import BehavioralCloning, held_out_info
+from magail.opponents import against
 from magail.policy import Policy
 from magail.record import record_expert
 from magail.rollout import Player, collect
@@ -40,7 +41,10 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     torch.manual_seed(cfg.seed)
     device = check_device(cfg.device)
-    with closing(on_device(build(cfg.env.train), device)) as env, closing(Evaluator(cfg)) as evaluator:
+    with (
+        closing(on_device(against(build(cfg.env.train), cfg.opponents, cfg.seed), device)) as env,
+        closing(Evaluator(cfg)) as evaluator,
+    ):
         demonstrations, held_out = get_demonstrations(cfg, evaluator.env, run_dir, device)
         with device:
             generator = build(cfg.generator, groups=env.groups)

@@ -354,6 +354,14 @@ def test_round_trip_is_bit_for_bit(path: Path) -> None:
     assert died.next_obs[1, 1].all()  # its last observation was kept
 
 
+@pytest.mark.parametrize("kept", ALL, ids=lambda group: group.name)
+def test_groups_that_are_not_asked_for_are_left_out(path: Path, kept: AgentGroup) -> None:
+    of_one = Demonstrations.load(path, [kept])
+    assert of_one.groups == (kept,)
+    everything = make().transitions.groups
+    assert_same(of_one.transitions, JointTransition({kept.name: everything[kept.name]}))
+
+
 def test_round_trip_of_a_part(path: Path) -> None:
     part = make().take(2, seed=1)
     part.save(path)
@@ -498,7 +506,7 @@ def change_header(function: Callable[[Arrays], Any]) -> Callable[[Arrays], None]
         (change_header(lambda h: h.update(metadata=[])), ["metadata"]),
         (change_header(lambda h: h.update(groups={"hunter": 3})), ["groups"]),
         (change_header(lambda h: h["groups"].pop("drone")), ["['hunter', 'talker']", "['drone', 'hunter', 'talker']"]),
-        (change_header(lambda h: h["groups"].update(prey={})), ["'prey'"]),
+        (change_header(lambda h: h["groups"].update(prey=h["groups"].pop("talker"))), ["'prey'", "'talker'"]),
         (change_header(lambda h: h["groups"]["drone"].update(agents=["x"])), ["drone", "agents", "['x']", "drone_0"]),
         (change_header(lambda h: h["groups"]["drone"].update(obs_dim=4)), ["drone", "obs_dim 4", "and 3"]),
         (

@@ -189,6 +189,26 @@ def test_zero_sum_needs_two_sides_and_says_so(tmp_path):
     assert "Traceback" not in output
 
 
+def test_one_side_learns_and_is_judged_against_the_other(tmp_path):
+    """Self-play, then a best response to its agents, then an imitator of its adversaries against those agents."""
+    tiny = [*TINY, "env=simple_push", *SPREAD]
+    reinforced = ["algorithm=rl", *(word for word in tiny if not word.startswith(("discriminator", "demonstrations")))]
+    run(*reinforced, "hydra.run.dir=both", cwd=tmp_path)
+    against = "opponents={agent: both}"
+    run(*reinforced, against, "hydra.run.dir=response", cwd=tmp_path)
+    groups = build(composed("env=simple_push", *SPREAD).env.train).groups
+    assert [group.name for group in load_policy(tmp_path / "response", groups[:1]).groups] == ["adversary"]
+    run("env=simple_push", "checkpoint=both", "episodes=3", "output=both.npz", module="magail.record", cwd=tmp_path)
+    imitation = ["demonstrations.path=both.npz", "demonstrations.held_out=0"]
+    output = run(*tiny, *imitation, against, "hydra.run.dir=imitator", cwd=tmp_path)
+    assert "magail" in output
+    judged = ["env.mpe2.workers=0", "evaluation.final_episodes=2", "checkpoint=imitator", "env.expert=both"]
+    output = run("env=simple_push", *judged, against, module="magail.evaluate", cwd=tmp_path)
+    assert all(name in output for name in ("expert", "random", "policy"))
+    output = run("env=simple_push", *judged, module="magail.evaluate", cwd=tmp_path, ok=False)
+    assert "a policy for the agents {'adversary': ['adversary_0']}, but the environment has" in output
+
+
 def test_recording_a_run_and_training_on_the_file(tmp_path):
     run("algorithm=bc", *TINY, *SPREAD, "hydra.run.dir=first", cwd=tmp_path)
     for checkpoint in ("first", "first/checkpoints/00000000.pt", "first/policy.safetensors"):
