@@ -32,6 +32,7 @@ from matplotlib import pyplot
 
 METHODS: dict[str, list[str]] = {
     "MAGAIL": [],
+    "MAGAIL, views alone": ["symmetries=true"],
     "MAGAIL, as they are": ["symmetries=false"],
     "naive MAGAIL": [
         "symmetries=false",
@@ -46,8 +47,8 @@ METHODS: dict[str, list[str]] = {
     "MA-AIRL": ["algorithm=airl"],
     "IQ-Learn": ["algorithm=iq"],
 }
-CLONES = {"BC": "MAGAIL, as they are", "BC, all views": "MAGAIL"}  # what begins from them
-DIFFERENCES = [("MAGAIL", "BC"), ("MAGAIL", "BC, all views"), ("MAGAIL, as they are", "BC")]
+CLONES = {"BC": "MAGAIL, as they are", "BC, same views": "MAGAIL"}  # what begins from them
+DIFFERENCES = [("MAGAIL", "BC"), ("MAGAIL", "BC, same views"), ("MAGAIL, as they are", "BC")]
 
 Results = dict[tuple[str, int], list[dict[str, float]]]
 """By method and number of demonstrations what each seed came to."""

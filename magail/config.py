@@ -73,7 +73,7 @@ class TrainConfig:
     iterations: int
     rollout_steps: int
     start_from_demonstrations: float
-    symmetries: Any  # true, false or auto
+    symmetries: Any  # auto, true, false or a number
     opponents: dict[str, str] | None
     demonstrations: DemonstrationsConfig
     reward: RewardConfig
@@ -166,10 +166,12 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.matmul_precision not in MATMUL_PRECISIONS:
         raise ValueError(f"matmul_precision={cfg.matmul_precision} must be one of {', '.join(MATMUL_PRECISIONS)}")
-    if cfg.symmetries not in (True, False, "auto"):
-        raise ValueError(f"symmetries={cfg.symmetries} must be true, false or auto")
-    if cfg.symmetries is True and select("env.symmetries") is None:
-        raise ValueError(f"symmetries=true, but env.symmetries of {cfg.env.name} names none: leave symmetries=auto")
+    if not isinstance(cfg.symmetries, int) and cfg.symmetries != "auto":
+        raise ValueError(f"symmetries={cfg.symmetries} must be auto, true, false or the number of a convention")
+    if cfg.symmetries is not False and cfg.symmetries != "auto" and select("env.symmetries") is None:
+        raise ValueError(
+            f"symmetries={cfg.symmetries}, but env.symmetries of {cfg.env.name} names none: leave symmetries=auto"
+        )
     if cfg.checkpoint.best_is not in ("min", "max"):
         raise ValueError(f"checkpoint.best_is={cfg.checkpoint.best_is} must be min or max")
 

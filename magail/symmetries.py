@@ -3,13 +3,16 @@
 What an expert does in one view it may do in all: a demonstration is then worth as many as there are views, and a policy
 that trains in random views cannot learn the few initial states of its demonstrations by heart. ``env.symmetries`` makes
 an environment's `Symmetries`; `in_all_views` shows demonstrations from each, and `RandomViews` every episode of
-training from one. Experts need not treat all views alike, so `shared_by` asks their demonstrations.
+training from one. Experts need not treat all views alike, so `what_is_shared` asks their demonstrations. Who is called
+what is such a view too, but what agents have settled among each other hangs on names: ``env.conventions`` makes one
+`Symmetries` for everything that they may have settled, and `likeliest` finds what they did.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +28,15 @@ FOLDS = 5  # of the cross-validation that asks demonstrations
 TRIAL_STEPS = 400  # of cloning at most, enough to tell two clones apart
 
 
-def in_all_views(demonstrations: Demonstrations, symmetries: Symmetries) -> Demonstrations:
-    """The N demonstrations, then their images from the other views: G N in all. No reset seed begins like an image."""
+def in_all_views(demonstrations: Demonstrations, *symmetries: Symmetries) -> Demonstrations:
+    """The N demonstrations, then their images from the other views: G N in all. No reset seed begins like an image.
+
+    Several ``symmetries`` follow on each other.
+    """
+    return functools.reduce(_in_all_views, symmetries, demonstrations)
+
+
+def _in_all_views(demonstrations: Demonstrations, symmetries: Symmetries) -> Demonstrations:
     number, steps = symmetries.number, demonstrations.num_steps
     index = torch.arange(number * steps, device=demonstrations.device) % steps
     views = torch.arange(number, device=demonstrations.device).repeat_interleave(steps)
@@ -40,35 +50,89 @@ def in_all_views(demonstrations: Demonstrations, symmetries: Symmetries) -> Demo
     )
 
 
-def shared_by(
-    demonstrations: Demonstrations, symmetries: Symmetries, policy: Policy, seed: int, **cloning: Any
-) -> bool:
-    """Whether the demonstrator treats the views as if they were one, as far as that helps.
+def shown(shared: bool | int, views: Symmetries, conventions: Sequence[Symmetries]) -> list[Symmetries]:
+    """The symmetries that an answer of `what_is_shared` stands for.
 
-    It does if clones of demonstrations in all views predict other ones better than clones of those alone: by their mean
-    likelihood in a cross-validation, each clone's where it is best. A lone demonstration cannot be asked, and nothing
-    then speaks against it.
+    Raises:
+        ValueError: the number of a convention that there is not.
+    """
+    if isinstance(shared, bool):
+        return [views] if shared else []
+    if shared not in range(len(conventions)):
+        raise ValueError(f"symmetries={shared}: there are {len(conventions)} conventions, counted from 0; take auto")
+    return [views, conventions[shared]]
+
+
+def what_is_shared(
+    demonstrations: Demonstrations,
+    views: Symmetries,
+    conventions: Sequence[Symmetries],
+    policy: Policy,
+    seed: int,
+    **cloning: Any,
+) -> bool | int:
+    """What the demonstrator treats as if it were one, as far as that helps.
+
+    Clones of demonstrations as they are, in all ``views``, and in those times the likeliest of the ``conventions``
+    predict other demonstrations: by their mean likelihood in a cross-validation, each clone's where it is best. A lone
+    demonstration cannot be asked, and nothing then speaks against the last.
 
     Args:
         policy: what is to be cloned into; copies of it are.
         seed: of the cross-validation.
         cloning: options of `BehavioralCloning`.
+
+    Returns:
+        False (nothing), True (the views) or the number of the convention (it and the views).
     """
-    if len(demonstrations) == 1:
-        return True
-    steps = min(cloning["steps"] or TRIAL_STEPS, TRIAL_STEPS)
-    options = cloning | {"steps": steps, "evaluate_every": max(steps // 8, 1)}
-
-    def loss(shown: Demonstrations, others: Demonstrations) -> float:
-        losses: list[float] = []
-        clone = BehavioralCloning(copy.deepcopy(policy), shown, others, **options)
-        clone.fit(lambda step, info: losses.append(info["bc/held_out_loss"]))
-        return min(losses)
-
-    folds = demonstrations.folds(min(FOLDS, len(demonstrations)), seed)
+    answers: list[bool | int] = [False, True]
     with torch.random.fork_rng():  # training does not depend on whether anybody asked
-        gains = [loss(shown, others) - loss(in_all_views(shown, symmetries), others) for shown, others in folds]
-    return sum(gains) > 0.0
+        if conventions:
+            answers.append(likeliest(conventions, in_all_views(demonstrations, views), policy, **cloning))
+        if len(demonstrations) == 1:
+            return answers[-1]
+        folds = list(demonstrations.folds(min(FOLDS, len(demonstrations)), seed))
+        losses = []
+        for answer in answers:
+            symmetries = shown(answer, views, conventions)
+            losses.append(
+                sum(_loss(in_all_views(some, *symmetries), others, policy, cloning) for some, others in folds)
+            )
+    return answers[losses.index(min(losses))]
+
+
+def likeliest(conventions: Sequence[Symmetries], demonstrations: Demonstrations, policy: Policy, **cloning: Any) -> int:
+    """The number of the convention that the demonstrator keeps to.
+
+    It is the one by which a clone of the ``demonstrations`` finds their images likeliest. A team in which everybody has
+    a landmark of its own is likely to do the same by other names if landmarks are renamed along with who owns them.
+    """
+    clone = _trial(policy, demonstrations, None, cloning)
+    clone.fit(lambda step, info: None)
+    return min(
+        range(len(conventions)), key=lambda number: _loss_on_images(clone.policy, demonstrations, conventions[number])
+    )
+
+
+@torch.no_grad()
+def _loss_on_images(policy: Policy, demonstrations: Demonstrations, symmetries: Symmetries) -> float:
+    images = in_all_views(demonstrations, symmetries).transitions[demonstrations.num_steps :]
+    return policy.negative_log_likelihood(images).item()
+
+
+def _loss(some: Demonstrations, others: Demonstrations, policy: Policy, cloning: dict[str, Any]) -> float:
+    losses: list[float] = []
+    _trial(policy, some, others, cloning).fit(lambda step, info: losses.append(info["bc/held_out_loss"]))
+    return min(losses)
+
+
+def _trial(
+    policy: Policy, some: Demonstrations, others: Demonstrations | None, cloning: dict[str, Any]
+) -> BehavioralCloning:
+    steps = min(cloning["steps"] or TRIAL_STEPS, TRIAL_STEPS)
+    return BehavioralCloning(
+        copy.deepcopy(policy), some, others, **cloning | {"steps": steps, "evaluate_every": max(steps // 8, 1)}
+    )
 
 
 class RandomViews(BatchedEnvWrapper):
@@ -80,7 +144,6 @@ class RandomViews(BatchedEnvWrapper):
     def __init__(self, env: BatchedEnv, symmetries: Symmetries) -> None:
         super().__init__(env, env.device)
         self.symmetries = symmetries
-        self._undo = {name: change.inverse() for name, change in symmetries.action.items()}
         self._view = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)  # [E]
 
     def reset(self, seeds: Iterator[int]) -> None:
@@ -88,20 +151,25 @@ class RandomViews(BatchedEnvWrapper):
         super().reset(seeds)
 
     def step(self, action: ByGroup) -> Step:
-        step = self.env.step({name: self._undo[name].see(x, self._view) for name, x in action.items()})
-        step = replace(step, next_obs=self._seen(step.next_obs))
-        self._view = torch.where(step.done, self._random_views(), self._view)
+        view, symmetries = self._view, self.symmetries
+        step = self.env.step(symmetries.undo_action(action, view))
+        self._view = torch.where(step.done, self._random_views(), view)
         self._look()
-        return step
+        return replace(
+            step,
+            next_obs=symmetries.see_obs(step.next_obs, view),
+            reward=symmetries.places(step.reward, view),
+            terminated=symmetries.places(step.terminated, view),
+            truncated=symmetries.places(step.truncated, view),
+            episode_return=symmetries.places(step.episode_return, view),
+        )
 
     def _random_views(self) -> Tensor:
         return torch.randint(self.symmetries.number, (self.num_envs,), device=self.device)
 
-    def _seen(self, obs: ByGroup) -> ByGroup:
-        return {name: self.symmetries.obs[name].see(x, self._view) for name, x in obs.items()}
-
     def _look(self) -> None:
-        self.obs, self.mask = self._seen(self.env.obs), self.env.mask
+        self.obs = self.symmetries.see_obs(self.env.obs, self._view)
+        self.mask = self.symmetries.places(self.env.mask, self._view)
 
     def state_dict(self) -> dict[str, Any]:
         return {"env": self.env.state_dict(), "view": self._view.clone()}

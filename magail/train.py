@@ -30,8 +30,8 @@ from magail.policy import Policy
 from magail.record import record_expert
 from magail.rollout import Player, collect
 from magail.run import Run
-from magail.symmetries import RandomViews, in_all_views, shared_by
-from magail.types import BatchedEnv, Seeds
+from magail.symmetries import RandomViews, in_all_views, shown, what_is_shared
+from magail.types import BatchedEnv, Seeds, Symmetries
 
 
 def train(cfg: DictConfig, run_dir: Path) -> None:
@@ -108,20 +108,25 @@ def get_demonstrations(
 def with_symmetries(
     cfg: DictConfig, env: BatchedEnv, demonstrations: Demonstrations | None, policy: Policy
 ) -> tuple[BatchedEnv, Demonstrations | None]:
-    """Both from all views of the environment if ``cfg.symmetries`` is true, as they are if it is false.
+    """Both from all views that ``cfg.symmetries`` says.
 
     ``auto`` becomes, also in ``cfg`` (and so in the run's config.yaml), what the demonstrations say.
+
+    Raises:
+        ValueError: ``cfg.symmetries`` is the number of a convention that there is not.
     """
     if cfg.symmetries == "auto" and (demonstrations is None or cfg.env.symmetries is None):
         cfg.symmetries = False
-    if not cfg.symmetries:
+    if cfg.symmetries is False:
         return env, demonstrations
-    symmetries = build(cfg.env.symmetries).to(env.device)
+    views: Symmetries = build(cfg.env.symmetries).to(env.device)
+    conventions = [x.to(env.device) for x in (build(cfg.env.conventions) if cfg.env.conventions else [])]
     if demonstrations is not None and cfg.symmetries == "auto":
-        cfg.symmetries = shared_by(demonstrations, symmetries, policy, cfg.seed, **cfg.bc)
-    if not cfg.symmetries:
-        return env, demonstrations
-    return RandomViews(env, symmetries), demonstrations and in_all_views(demonstrations, symmetries)
+        cfg.symmetries = what_is_shared(demonstrations, views, conventions, policy, cfg.seed, **cfg.bc)
+    for symmetries in shown(cfg.symmetries, views, conventions):
+        env = RandomViews(env, symmetries)
+        demonstrations = demonstrations and in_all_views(demonstrations, symmetries)
+    return env, demonstrations
 
 
 def with_resume(argv: list[str]) -> list[str]:

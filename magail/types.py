@@ -12,7 +12,8 @@ MultiDiscrete space as int64, or the numbers of a Box, flattened, in the environ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -184,12 +185,11 @@ class Change(Protocol):
 class Reordered:
     """Of a vector: the numbers change places and signs."""
 
-    source: Tensor  # [G, K] int64, which number comes here; a permutation in each row
-    sign: Tensor  # [G, K] float32, 1 or -1, of the number that comes here
+    source: Tensor  # [G, A, K] int64, which number comes here; a permutation in each row; A is 1 where agents are alike
+    sign: Tensor  # [G, A, K] float32, 1 or -1, of the number that comes here
 
     def see(self, x: Tensor, view: Tensor) -> Tensor:
-        source, sign = self.source[view].unsqueeze(1), self.sign[view].unsqueeze(1)
-        return x.gather(-1, source.expand_as(x)) * sign
+        return x.gather(-1, self.source[view].expand_as(x)) * self.sign[view]
 
     def inverse(self) -> Reordered:
         source = self.source.argsort(-1)
@@ -220,30 +220,61 @@ class Symmetries:
     """Views from which an environment looks the same, for every group.
 
     Whoever sees all observations and names all actions as in one view meets the same dynamics and the same
-    distribution of initial states as in any other. View 0 shows things as they are.
+    distribution of initial states as in any other. View 0 shows things as they are. Agents may change places as well:
+    who comes to a place is then seen there with all that it observes and does.
     """
 
     number: int  # G
     obs: dict[str, Reordered]
     action: dict[str, Change]
+    agents: ByGroup = field(default_factory=dict)  # [G, A] int64, which agent comes here; in other groups nobody moves
 
     def to(self, device: torch.device) -> Symmetries:
         obs = {name: change.to(device) for name, change in self.obs.items()}
-        return Symmetries(self.number, obs, {name: change.to(device) for name, change in self.action.items()})
+        action = {name: change.to(device) for name, change in self.action.items()}
+        return Symmetries(self.number, obs, action, {name: agents.to(device) for name, agents in self.agents.items()})
+
+    def places(self, values: ByGroup, view: Tensor) -> ByGroup:
+        """``values [B, A, ...]`` of each agent, at the place to which it comes in each row's ``view [B]``."""
+        return {name: _rows(x, self.agents[name][view]) if name in self.agents else x for name, x in values.items()}
+
+    def see_obs(self, obs: ByGroup, view: Tensor) -> ByGroup:
+        """Observations ``[B, A, O]``, each row from its ``view [B]``."""
+        return {name: self.obs[name].see(x, view) for name, x in self.places(obs, view).items()}
+
+    def undo_action(self, action: ByGroup, view: Tensor) -> ByGroup:
+        """As they are: actions ``[B, A, U]`` that each row means from its ``view [B]``."""
+        meant = {name: self._undo[name].see(x, view) for name, x in action.items()}
+        return {name: _rows(x, self._back[name][view]) if name in self._back else x for name, x in meant.items()}
+
+    @cached_property
+    def _undo(self) -> dict[str, Change]:
+        return {name: change.inverse() for name, change in self.action.items()}
+
+    @cached_property
+    def _back(self) -> ByGroup:
+        return {name: agents.argsort(-1) for name, agents in self.agents.items()}
 
     def see(self, batch: JointTransition, view: Tensor) -> JointTransition:
         """``batch [B]``, each row from its ``view [B]``."""
 
         def seen(name: str, transition: Transition) -> Transition:
-            obs, action = self.obs[name], self.action[name].see(transition.action, view)
+            here = transition.map(lambda x: self.places({name: x}, view)[name])
+            obs, action = self.obs[name], self.action[name].see(here.action, view)
             return replace(
-                transition,
-                obs=obs.see(transition.obs, view),
-                next_obs=obs.see(transition.next_obs, view),
-                action=action * transition.mask.unsqueeze(-1),  # the dead do nothing, whatever it is called
+                here,
+                obs=obs.see(here.obs, view),
+                next_obs=obs.see(here.next_obs, view),
+                action=action * here.mask.unsqueeze(-1),  # the dead do nothing, whatever it is called
             )
 
         return replace(batch, groups={name: seen(name, group) for name, group in batch.groups.items()})
+
+
+def _rows(x: Tensor, agents: Tensor) -> Tensor:
+    """``x [B, A, ...]`` with the agents in the order ``agents [B, A]``."""
+    index = agents.view(*agents.shape, *[1] * (x.dim() - 2))
+    return x.gather(1, index.expand_as(x))
 
 
 class Seeds(Iterator[int]):

@@ -143,8 +143,11 @@ def test_every_experiment_passes_the_check(experiment):
         (["demonstrations.every=0"], "demonstrations.every=0 must be"),
         (["algorithm=rl", "start_from_demonstrations=0.5"], "start_from_demonstrations needs demonstrations"),
         (["checkpoint.best_is=good"], "must be min or max"),
-        (["symmetries=some"], "symmetries=some must be true, false or auto"),
-        (["symmetries=true", "env=cartpole"], "env.symmetries of cartpole names none: leave symmetries=auto"),
+        (["symmetries=some"], "symmetries=some must be auto, true, false or the number"),
+        (
+            ["symmetries=true", "env=cartpole"],
+            "symmetries=True, but env.symmetries of cartpole names none: leave symmetries=auto",
+        ),
         (["bc.weight_decay=-1"], "bc.weight_decay=-1 must be auto or a number of at least 0"),
         (["bc.weight_decay=some"], "bc.weight_decay=some must be auto or a number of at least 0"),
         (["demonstrations.held_out=1"], "held_out=1 must be from 0 to 0.9"),

@@ -4,17 +4,16 @@ import itertools
 
 import pytest
 import torch
-from gymnasium import spaces
 
 from magail.demonstrations import Demonstrations
 from magail.policy import Policy
 from magail.rollout import play_episodes
-from magail.symmetries import RandomViews, in_all_views, shared_by
+from magail.symmetries import RandomViews, in_all_views, what_is_shared
 from magail.types import Renamed, Reordered, Symmetries
 from magail_envs.particle.simple import Simple
-from magail_envs.particle.symmetries import mirror_images_and_turns
+from magail_envs.particle.simple_spread import SimpleSpread
+from magail_envs.particle.symmetries import conventions, mirror_images_and_turns
 from tests.envs.playing import assert_same, random_action
-from tests.toy import groups_of
 
 CLONING = {"steps": 300, "batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.0, "coefficient": 0.0}
 NONE, LEFT, RIGHT, DOWN, UP = range(5)
@@ -59,7 +58,9 @@ def test_inverses_lead_back():
 
 
 def test_a_change_that_is_not_its_own_inverse_leads_back():
-    turn = Reordered(torch.tensor([[0, 1], [1, 0]]), torch.tensor([[1.0, 1.0], [-1.0, 1.0]]))  # (x, y) to (-y, x)
+    turn = Reordered(
+        torch.tensor([[[0, 1]], [[1, 0]]]), torch.tensor([[[1.0, 1.0]], [[-1.0, 1.0]]])
+    )  # (x, y) to (-y, x)
     seen = turn.see(torch.tensor([[[1.0, 2.0]]]), torch.tensor([1]))
     assert seen.flatten().tolist() == [-2.0, 1.0]
     assert turn.inverse().see(seen, torch.tensor([1])).flatten().tolist() == [1.0, 2.0]
@@ -86,14 +87,12 @@ def test_demonstrations_in_all_views():
 
 
 def test_the_dead_stay_zero():
-    groups = groups_of(agent=(2, 4, spaces.Discrete(5)))
     batch = recorded(Seeker(), 1).transitions
     assert batch.groups["agent"].action.any()
     batch.groups["agent"].mask[:] = False
     batch.groups["agent"].action[:] = 0
     cycle = Symmetries(1, {"agent": SYMMETRIES.obs["agent"]}, {"agent": Renamed(torch.tensor([[1, 2, 3, 4, 0]]))})
     seen = cycle.see(batch, torch.zeros(batch.batch_shape[0], dtype=torch.int64))
-    assert groups[0].action_dim == 1
     assert not seen.groups["agent"].action.any()
 
 
@@ -146,11 +145,61 @@ def test_demonstrations_tell_whether_their_expert_shares_the_views(demonstrator,
     before = torch.get_rng_state()
     weights = {name: value.clone() for name, value in policy.state_dict().items()}
     options = CLONING | {"evaluate_every": 50}
-    assert shared_by(recorded(demonstrator, 5), SYMMETRIES, policy, seed=0, **options) == shared
+    assert what_is_shared(recorded(demonstrator, 5), SYMMETRIES, [], policy, seed=0, **options) is shared
     assert torch.equal(torch.get_rng_state(), before)
     assert_same(dict(policy.state_dict()), weights)
 
 
 def test_a_lone_demonstration_is_taken_in_all_views():
     policy = Policy(simple(1).groups)
-    assert shared_by(recorded(Eastward(), 1), SYMMETRIES, policy, seed=0, **CLONING, evaluate_every=50)
+    assert what_is_shared(recorded(Eastward(), 1), SYMMETRIES, [], policy, seed=0, **CLONING, evaluate_every=50) is True
+
+
+def spread(num_envs):
+    return SimpleSpread("simple_spread", {}, num_envs)
+
+
+class Settled:
+    """Agent i of simple_spread moves towards landmark ``of_agent[i]``."""
+
+    def __init__(self, of_agent):
+        self.of_agent = of_agent
+
+    def act(self, obs, generator=None):
+        landmarks = obs["agent"][..., 4:10].unflatten(-1, (3, 2))
+        own = torch.stack([landmarks[:, agent, landmark] for agent, landmark in enumerate(self.of_agent)], 1)
+        velocity = torch.zeros_like(own)
+        return Seeker().act({"agent": torch.cat([velocity, own], -1)})
+
+
+@pytest.mark.parametrize("number", [1, 4], ids="{} demonstrations".format)
+@pytest.mark.parametrize("of_agent", [(0, 1, 2), (2, 0, 1)])
+def test_demonstrations_tell_what_their_expert_has_settled(of_agent, number):
+    torch.manual_seed(0)
+    env = spread(number)
+    _, episodes = play_episodes(env, Settled(of_agent), range(number), torch.Generator().manual_seed(0), record=True)
+    demonstrations = Demonstrations.from_episodes(env.groups, episodes, range(number), {})
+    possible = conventions(spread(64), ["agents", "landmarks"])
+    views = mirror_images_and_turns(spread(64))
+    found = what_is_shared(demonstrations, views, possible, Policy(env.groups), 0, **CLONING, evaluate_every=50)
+    assert list(itertools.permutations(range(3)))[found] == of_agent
+
+
+def test_agents_that_change_places_take_everything_along():
+    """Whoever keeps to the convention in all of its views gets what it gets without them, each agent its own."""
+    number = 3
+    convention = conventions(spread(64), ["agents", "landmarks"])[number]
+    settled = Settled(list(itertools.permutations(range(3)))[number])
+    played = []
+    for env in (spread(8), RandomViews(spread(8), convention)):
+        torch.manual_seed(0)
+        returns, episodes = play_episodes(env, settled, range(40), torch.Generator().manual_seed(0), record=True)
+        played.append((returns, Demonstrations.from_episodes(env.groups, episodes, range(40), {})))
+    (plain, as_they_are), (views, seen) = played
+    torch.testing.assert_close(views.sort(-1).values, plain.sort(-1).values)
+    assert (views - plain).abs().max() > 1  # some touched others, and sat elsewhere
+    images = in_all_views(as_they_are, convention)
+    for index in range(40):
+        episode = seen.episode(index).groups["agent"]
+        candidates = [images.episode(index + 40 * view).groups["agent"] for view in range(convention.number)]
+        assert any(torch.allclose(episode.obs, image.obs, atol=1e-5) for image in candidates)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from magail_envs.particle.symmetries import VIEWS, mirror_images_and_turns
+from magail_envs.particle.symmetries import VIEWS, conventions, mirror_images_and_turns
 from tests.envs.playing import random_action
 from tests.envs.test_particle_tasks import discrete_and_continuous, each_case, make
 
@@ -37,30 +37,92 @@ def test_a_turned_world_goes_on_as_its_views_say(task, arguments, continuous):
         pytest.skip("its targets stand in fixed directions: conf/env/simple_formation.yaml names no symmetries")
     arguments = arguments | {"continuous_actions": continuous}
     symmetries = mirror_images_and_turns(make(task, 64, **arguments))
+    goes_on_as_its_views_say(task, arguments, symmetries, turned)
+
+
+def goes_on_as_its_views_say(task, arguments, symmetries, changed):
+    """Of two worlds, one ``changed`` as its copies' views say, what is seen and paid is the same from these views."""
     world, other = (make(task, COPIES, **arguments) for _ in range(2))
-    views = torch.arange(COPIES) % len(VIEWS)
+    views = torch.arange(COPIES) % symmetries.number
     random = torch.Generator().manual_seed(0)
     for env in (world, other):
         env.reset(itertools.count(5))
     began = world.state_dict()
-    other.load_state_dict(turned(world, views), itertools.count(1000))
+    other.load_state_dict(changed(world, views), itertools.count(1000))
     compared = 0
     for _ in range(6):
         same = undrawn(world, began)
         compared += int(same.sum())
-        for name, obs in world.obs.items():
-            seen = symmetries.obs[name].see(obs, views)
+        for name, seen in symmetries.see_obs(world.obs, views).items():
             torch.testing.assert_close(seen[same], other.obs[name][same], rtol=1e-4, atol=1e-4)
         action = random_action(world, random)
-        step = world.step(action)
-        mirrored = other.step({name: symmetries.action[name].see(x, views) for name, x in action.items()})
+        step = world.step(symmetries.undo_action(action, views))
+        mirrored = other.step(action)
         same = undrawn(world, began)
-        for name, reward in step.reward.items():
+        for name, reward in symmetries.places(step.reward, views).items():
             torch.testing.assert_close(reward[same], mirrored.reward[name][same], **SAME_REWARD)
         assert torch.equal(step.done[same], mirrored.done[same])
         if step.done.any():
             break
     assert compared > COPIES
+
+
+def renamed_agents_and_landmarks(of_agent):
+    """What makes agent i agent order[i], and its landmark the other one's, in each copy's view of simple_spread."""
+
+    def changed(world, views):
+        state, number = world.state_dict(), len(of_agent)
+        orders = list(itertools.permutations(range(number)))
+        old = {name: value.clone() for name, value in state["state"].items()}
+        for copy, view in enumerate(views.tolist()):
+            for agent, called in enumerate(orders[view]):
+                for name in ("pos", "vel", "speech"):
+                    state["state"][name][called, ..., copy] = old[name][agent, ..., copy]
+                landmark, landmark_called = number + of_agent[agent], number + of_agent[called]
+                state["state"]["pos"][landmark_called, :, copy] = old["pos"][landmark, :, copy]
+        return state
+
+    return changed
+
+
+@discrete_and_continuous
+@pytest.mark.parametrize("number", [2, 3])
+def test_agents_and_their_landmarks_by_other_names(number, continuous):
+    arguments = {"N": number, "continuous_actions": continuous}
+    found = conventions(make("simple_spread_v3", 64, **arguments), ["agents", "landmarks"])
+    possible = list(itertools.permutations(range(number)))
+    assert len(found) == len(possible)
+    for symmetries, of_agent in zip(found, possible, strict=True):
+        assert symmetries.number == len(possible)
+        goes_on_as_its_views_say("simple_spread_v3", arguments, symmetries, renamed_agents_and_landmarks(of_agent))
+
+
+def renamed_landmarks_and_words(of_landmark):
+    def changed(world, views):
+        state, orders = world.state_dict(), list(itertools.permutations(range(3)))
+        old = {name: value.clone() for name, value in state["state"].items()}
+        for copy, view in enumerate(views.tolist()):
+            for landmark, called in enumerate(orders[view]):
+                state["state"]["pos"][2 + called, :, copy] = old["pos"][2 + landmark, :, copy]
+                word, word_called = of_landmark[landmark], of_landmark[called]
+                state["state"]["speech"][:, word_called, copy] = old["speech"][:, word, copy]
+            state["state"]["goal"][copy] = orders[view][int(old["goal"][copy])]
+        return state
+
+    return changed
+
+
+@discrete_and_continuous
+def test_landmarks_and_their_words_by_other_names(continuous):
+    task, arguments = "simple_speaker_listener_v4", {"continuous_actions": continuous}
+    found = conventions(make(task, 64, **arguments), ["landmarks", "words"])
+    for symmetries, of_landmark in zip(found, itertools.permutations(range(3)), strict=True):
+        goes_on_as_its_views_say(task, arguments, symmetries, renamed_landmarks_and_words(of_landmark))
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_nothing_and_too_much_to_settle(number):
+    assert conventions(make("simple_spread_v3", 4, N=number), ["agents", "landmarks"]) == []
 
 
 def test_the_views_are_eight_and_the_first_shows_things_as_they_are():
@@ -70,8 +132,8 @@ def test_the_views_are_eight_and_the_first_shows_things_as_they_are():
     assert symmetries.number == len(actions.unique(dim=0)) == 8
     assert actions[0].tolist() == [0, 1, 2, 3, 4]
     first = symmetries.obs["agent"]
-    assert first.source[0].tolist() == list(range(18))
-    assert first.sign[0].tolist() == [1.0] * 18
+    assert first.source[0].tolist() == [list(range(18))] * 3
+    assert first.sign[0].tolist() == [[1.0] * 18] * 3
 
 
 def test_left_and_right_change_places_in_the_mirror():
