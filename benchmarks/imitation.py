@@ -54,9 +54,13 @@ Results = dict[tuple[str, int], list[dict[str, float]]]
 """By method and number of demonstrations what each seed came to."""
 
 
+def folder_of(task: str, method: str, count: int, seed: int, runs: Path) -> Path:
+    return runs / task / method.replace(", ", "_").replace(" ", "_") / str(count) / str(seed)
+
+
 def run(task: str, method: str, count: int, seed: int, runs: Path) -> dict[str, float] | None:
     """Scores of the imitator and of the clone it began from, and the seconds it took; None where training failed."""
-    folder = runs / task / method.replace(", ", "_").replace(" ", "_") / str(count) / str(seed)
+    folder = folder_of(task, method, count, seed, runs)
     words = [f"env={task}", f"demonstrations.count={count}", f"seed={seed}", f"evaluation.seed={FRESH}"]
     found = outcome([*words, *METHODS[method]], folder, BRIEF)
     if found is None:
