@@ -120,7 +120,10 @@ def with_symmetries(
     if cfg.symmetries is False:
         return env, demonstrations
     views: Symmetries = build(cfg.env.symmetries).to(env.device)
-    conventions = [x.to(env.device) for x in (build(cfg.env.conventions) if cfg.env.conventions else [])]
+    conventions: list[Symmetries] = []
+    if demonstrations is not None and cfg.env.conventions is not None:
+        made = build(cfg.env.conventions, demonstrations=demonstrations.transitions)
+        conventions = [convention.to(env.device) for convention in made]
     if demonstrations is not None and cfg.symmetries == "auto":
         cfg.symmetries = what_is_shared(demonstrations, views, conventions, policy, cfg.seed, **cfg.bc)
     for symmetries in shown(cfg.symmetries, views, conventions):

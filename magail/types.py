@@ -203,10 +203,10 @@ class Reordered:
 class Renamed:
     """Of a Discrete action: each is called something else."""
 
-    name: Tensor  # [G, number of actions] int64, a permutation in each row
+    name: Tensor  # [G, A, number of actions] int64, a permutation in each row; A is 1 where agents are alike
 
     def see(self, x: Tensor, view: Tensor) -> Tensor:
-        return self.name[view.view(-1, 1, 1), x]
+        return self.name[view].expand(*x.shape[:2], -1).gather(-1, x)
 
     def inverse(self) -> Renamed:
         return Renamed(self.name.argsort(-1))

@@ -12,7 +12,7 @@ from magail.symmetries import RandomViews, in_all_views, what_is_shared
 from magail.types import Renamed, Reordered, Symmetries
 from magail_envs.particle.simple import Simple
 from magail_envs.particle.simple_spread import SimpleSpread
-from magail_envs.particle.symmetries import conventions, mirror_images_and_turns
+from magail_envs.particle.symmetries import landmarks_of_agents, mirror_images_and_turns
 from tests.envs.playing import assert_same, random_action
 
 CLONING = {"steps": 300, "batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.0, "coefficient": 0.0}
@@ -64,7 +64,7 @@ def test_a_change_that_is_not_its_own_inverse_leads_back():
     seen = turn.see(torch.tensor([[[1.0, 2.0]]]), torch.tensor([1]))
     assert seen.flatten().tolist() == [-2.0, 1.0]
     assert turn.inverse().see(seen, torch.tensor([1])).flatten().tolist() == [1.0, 2.0]
-    cycle = Renamed(torch.tensor([[0, 1, 2], [1, 2, 0]]))
+    cycle = Renamed(torch.tensor([[[0, 1, 2]], [[1, 2, 0]]]))
     assert cycle.inverse().see(torch.tensor([[[0]]]), torch.tensor([1])).item() == 2
 
 
@@ -91,7 +91,7 @@ def test_the_dead_stay_zero():
     assert batch.groups["agent"].action.any()
     batch.groups["agent"].mask[:] = False
     batch.groups["agent"].action[:] = 0
-    cycle = Symmetries(1, {"agent": SYMMETRIES.obs["agent"]}, {"agent": Renamed(torch.tensor([[1, 2, 3, 4, 0]]))})
+    cycle = Symmetries(1, {"agent": SYMMETRIES.obs["agent"]}, {"agent": Renamed(torch.tensor([[[1, 2, 3, 4, 0]]]))})
     seen = cycle.see(batch, torch.zeros(batch.batch_shape[0], dtype=torch.int64))
     assert not seen.groups["agent"].action.any()
 
@@ -179,23 +179,25 @@ def test_demonstrations_tell_what_their_expert_has_settled(of_agent, number):
     env = spread(number)
     _, episodes = play_episodes(env, Settled(of_agent), range(number), torch.Generator().manual_seed(0), record=True)
     demonstrations = Demonstrations.from_episodes(env.groups, episodes, range(number), {})
-    possible = conventions(spread(64), ["agents", "landmarks"])
+    possible = landmarks_of_agents(spread(64), demonstrations.transitions)
     views = mirror_images_and_turns(spread(64))
     found = what_is_shared(demonstrations, views, possible, Policy(env.groups), 0, **CLONING, evaluate_every=50)
     assert list(itertools.permutations(range(3)))[found] == of_agent
 
 
+def played(env, policy):
+    returns, episodes = play_episodes(env, policy, range(40), torch.Generator().manual_seed(0), record=True)
+    return returns, Demonstrations.from_episodes(env.groups, episodes, range(40), {})
+
+
 def test_agents_that_change_places_take_everything_along():
     """Whoever keeps to the convention in all of its views gets what it gets without them, each agent its own."""
     number = 3
-    convention = conventions(spread(64), ["agents", "landmarks"])[number]
     settled = Settled(list(itertools.permutations(range(3)))[number])
-    played = []
-    for env in (spread(8), RandomViews(spread(8), convention)):
-        torch.manual_seed(0)
-        returns, episodes = play_episodes(env, settled, range(40), torch.Generator().manual_seed(0), record=True)
-        played.append((returns, Demonstrations.from_episodes(env.groups, episodes, range(40), {})))
-    (plain, as_they_are), (views, seen) = played
+    plain, as_they_are = played(spread(8), settled)
+    convention = landmarks_of_agents(spread(64), as_they_are.transitions)[number]
+    torch.manual_seed(0)
+    views, seen = played(RandomViews(spread(8), convention), settled)
     torch.testing.assert_close(views.sort(-1).values, plain.sort(-1).values)
     assert (views - plain).abs().max() > 1  # some touched others, and sat elsewhere
     images = in_all_views(as_they_are, convention)

@@ -4,8 +4,12 @@ import itertools
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from magail_envs.particle.symmetries import VIEWS, conventions, mirror_images_and_turns
+from magail.policy import RandomPolicy
+from magail.rollout import collect
+from magail.types import JointTransition
+from magail_envs.particle.symmetries import VIEWS, landmarks_of_agents, languages, mirror_images_and_turns
 from tests.envs.playing import random_action
 from tests.envs.test_particle_tasks import discrete_and_continuous, each_case, make
 
@@ -89,7 +93,7 @@ def renamed_agents_and_landmarks(of_agent):
 @pytest.mark.parametrize("number", [2, 3])
 def test_agents_and_their_landmarks_by_other_names(number, continuous):
     arguments = {"N": number, "continuous_actions": continuous}
-    found = conventions(make("simple_spread_v3", 64, **arguments), ["agents", "landmarks"])
+    found = landmarks_of_agents(make("simple_spread_v3", 64, **arguments), JointTransition({}))
     possible = list(itertools.permutations(range(number)))
     assert len(found) == len(possible)
     for symmetries, of_agent in zip(found, possible, strict=True):
@@ -97,32 +101,81 @@ def test_agents_and_their_landmarks_by_other_names(number, continuous):
         goes_on_as_its_views_say("simple_spread_v3", arguments, symmetries, renamed_agents_and_landmarks(of_agent))
 
 
-def renamed_landmarks_and_words(of_landmark):
+LANGUAGES = {  # by task the agents that speak, and the word that each of them says for each landmark
+    "simple_speaker_listener_v4": {0: (1, 2, 0)},
+    "simple_reference_v3": {0: (7, 0, 3), 1: (3, 9, 2)},
+}
+
+
+class Speakers:
+    """Move at random and say what their goal is called, and one time in five anything."""
+
+    def __init__(self, world, words):
+        self.world, self.words, self.random = world, words, RandomPolicy(world.groups)
+
+    def act(self, obs, generator=None):
+        action, log_prob = self.random.act(obs, generator)
+        goals = self.world.state["goal"].expand(len(self.words), -1)
+        for agent, words in self.words.items():
+            role, place = ("speaker", 0) if "speaker" in action else ("agent", agent)
+            said = torch.tensor(words)[goals[agent]]
+            means_it = torch.rand(len(said), generator=generator) < 0.8
+            uttered = action[role][:, place]
+            if uttered.is_floating_point():
+                number = self.world.symbols
+                uttered[means_it, -number:] = F.one_hot(said, number).float()[means_it]
+            else:
+                moves = self.world.controls[role].shape[0] // self.world.symbols
+                uttered[means_it, 0] = (said * moves + uttered[:, 0] % moves)[means_it]
+        return action, log_prob
+
+
+def renamed_landmarks_and_words(words):
     def changed(world, views):
         state, orders = world.state_dict(), list(itertools.permutations(range(3)))
         old = {name: value.clone() for name, value in state["state"].items()}
         for copy, view in enumerate(views.tolist()):
             for landmark, called in enumerate(orders[view]):
                 state["state"]["pos"][2 + called, :, copy] = old["pos"][2 + landmark, :, copy]
-                word, word_called = of_landmark[landmark], of_landmark[called]
-                state["state"]["speech"][:, word_called, copy] = old["speech"][:, word, copy]
-            state["state"]["goal"][copy] = orders[view][int(old["goal"][copy])]
+                for agent, meant in words.items():
+                    state["state"]["speech"][agent, meant[called], copy] = old["speech"][agent, meant[landmark], copy]
+            state["state"]["goal"][..., copy] = torch.tensor(orders[view])[old["goal"][..., copy]]
         return state
 
     return changed
 
 
 @discrete_and_continuous
-def test_landmarks_and_their_words_by_other_names(continuous):
-    task, arguments = "simple_speaker_listener_v4", {"continuous_actions": continuous}
-    found = conventions(make(task, 64, **arguments), ["landmarks", "words"])
-    for symmetries, of_landmark in zip(found, itertools.permutations(range(3)), strict=True):
-        goes_on_as_its_views_say(task, arguments, symmetries, renamed_landmarks_and_words(of_landmark))
+@pytest.mark.parametrize("task", LANGUAGES)
+def test_landmarks_and_the_words_for_them_by_other_names(task, continuous):
+    arguments, words = {"continuous_actions": continuous}, LANGUAGES[task]
+    world = make(task, 64, **arguments)
+    world.reset(itertools.count())
+    torch.manual_seed(0)
+    demonstrations, _ = collect(world, Speakers(world, words), 50)
+    (symmetries,) = languages(make(task, 64, **arguments), demonstrations.flatten())
+    assert symmetries.number == 6
+    goes_on_as_its_views_say(task, arguments, symmetries, renamed_landmarks_and_words(words))
+
+
+def test_words_for_landmarks_that_were_no_goal_are_made_up():
+    """Of a speaker that was seen with one goal alone: what it says for it, and some other words for the others."""
+    task = "simple_speaker_listener_v4"
+    world = make(task, 8)
+    world.reset(itertools.count())
+    world.state["goal"].fill_(2)
+    world.load_state_dict(world.state_dict(), itertools.count())
+    demonstrations, _ = collect(world, Speakers(world, {0: (2, 1, 0)}), 20)
+    (symmetries,) = languages(make(task, 64), demonstrations.flatten())
+    names = symmetries.action["speaker"].name[:, 0]  # [views, words]
+    orders = torch.tensor(list(itertools.permutations(range(3))))
+    assert torch.equal(names[:, 0] == 0, orders[:, 2] == 2)  # the word 0 stays where landmark 2 does
+    assert len(names.unique(dim=0)) == 6
 
 
 @pytest.mark.parametrize("number", [1, 5])
 def test_nothing_and_too_much_to_settle(number):
-    assert conventions(make("simple_spread_v3", 4, N=number), ["agents", "landmarks"]) == []
+    assert landmarks_of_agents(make("simple_spread_v3", 4, N=number), JointTransition({})) == []
 
 
 def test_the_views_are_eight_and_the_first_shows_things_as_they_are():
@@ -130,7 +183,7 @@ def test_the_views_are_eight_and_the_first_shows_things_as_they_are():
     symmetries = mirror_images_and_turns(world)
     actions = symmetries.action["agent"].name
     assert symmetries.number == len(actions.unique(dim=0)) == 8
-    assert actions[0].tolist() == [0, 1, 2, 3, 4]
+    assert actions[0].tolist() == [[0, 1, 2, 3, 4]] * 3
     first = symmetries.obs["agent"]
     assert first.source[0].tolist() == [list(range(18))] * 3
     assert first.sign[0].tolist() == [[1.0] * 18] * 3
@@ -148,7 +201,7 @@ def test_left_and_right_change_places_in_the_mirror():
 
 def test_what_is_said_stays_what_it_was():
     symmetries = mirror_images_and_turns(make("simple_reference_v3", 64))
-    names = symmetries.action["agent"].name  # [8, 50], the symbol being the action's tens of fives
+    names = symmetries.action["agent"].name[:, 0]  # [8, 50], the symbol being the action's tens of fives
     assert torch.equal(names // 5, torch.arange(50).expand(8, -1) // 5)
 
 

@@ -12,10 +12,10 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional as F
 
-from magail.types import AgentGroup, ByGroup, Change, Renamed, Reordered, Symmetries
+from magail.types import AgentGroup, ByGroup, Change, JointTransition, Renamed, Reordered, Symmetries, Transition
 from magail_envs.particle.env import MOVES, ParticleEnv
 
-MOST = 4  # things of a convention: five would have 120 views, and 120 partners to choose from
+MOST = 4  # agents with a landmark each: five would have 120 views, in 120 ways
 
 Order = tuple[int, ...]  # a permutation: thing i is now called order[i]
 
@@ -25,8 +25,8 @@ class View(Protocol):
 
     def state(self, state: dict[str, Tensor], world: ParticleEnv[Any]) -> dict[str, Tensor]: ...
 
-    def controls(self, controls: Tensor) -> Tensor:
-        """``[K, 2 + C]``, moves and what is said with them; ``[K, 2]`` of the silent."""
+    def controls(self, controls: Tensor, agent: int) -> Tensor:
+        """``[K, 2 + C]`` of one of the world's agents, moves and what is said with them; ``[K, 2]`` of the silent."""
         ...
 
     def agents(self, group: AgentGroup) -> Order: ...
@@ -46,7 +46,7 @@ class Turned:
         turned = {name: self.see(state[name].transpose(-1, -2)).transpose(-1, -2) for name in ("pos", "vel")}
         return state | turned
 
-    def controls(self, controls: Tensor) -> Tensor:
+    def controls(self, controls: Tensor, agent: int) -> Tensor:
         return torch.cat([self.see(controls[:, :2]), controls[:, 2:]], 1)
 
     def agents(self, group: AgentGroup) -> Order:
@@ -57,39 +57,40 @@ VIEWS = [Turned(*which) for which in itertools.product((False, True), repeat=3)]
 
 
 class Otherwise:
-    """Agents (of the only group), landmarks and words by other names; None: by their own.
+    """Agents (of the only group), landmarks and each agent's words by other names; None: by their own.
 
     Whoever has a landmark as its goal has it still, whatever it is called.
     """
 
-    def __init__(self, **names: Order) -> None:
-        self.names = {what: torch.tensor(order) for what, order in names.items()}
-
-    def _called(self, what: str, number: int) -> Tensor:
-        return self.names.get(what, torch.arange(number))
+    def __init__(self, landmarks: Order, agents: Order | None = None, words: Sequence[Order] | None = None) -> None:
+        self.landmarks, self.order, self.words = landmarks, agents, words
 
     def state(self, state: dict[str, Tensor], world: ParticleEnv[Any]) -> dict[str, Tensor]:
-        number, landmarks = len(world.world.agents), len(world.world.landmarks)
-        agents, words = self._called("agents", number).argsort(), self._called("words", world.symbols).argsort()
-        names = self._called("landmarks", landmarks)
-        entities = torch.cat([agents, number + names.argsort()])
+        number = len(world.world.agents)
+        agents = torch.tensor(self.order or range(number)).argsort()
+        names = torch.tensor(self.landmarks)
+        speech = state["speech"]
+        if self.words:
+            speech = torch.stack(
+                [said[torch.tensor(order).argsort()] for said, order in zip(speech, self.words, strict=True)]
+            )
         renamed = {
-            "pos": state["pos"][entities],
+            "pos": state["pos"][torch.cat([agents, number + names.argsort()])],
             "vel": state["vel"][agents],
-            "speech": state["speech"][agents][:, words],
+            "speech": speech[agents],
         }
         if "goal" in state:
             renamed["goal"] = names.to(state["goal"].device)[state["goal"]]
         return state | renamed
 
-    def controls(self, controls: Tensor) -> Tensor:
-        if controls.shape[1] == 2:
+    def controls(self, controls: Tensor, agent: int) -> Tensor:
+        if self.words is None:
             return controls
-        words = self._called("words", controls.shape[1] - 2).argsort()
-        return controls[:, [0, 1, *(2 + words).tolist()]]
+        words = torch.tensor(self.words[agent][: controls.shape[1] - 2], dtype=torch.int64).argsort()
+        return torch.cat([controls[:, :2], controls[:, 2:][:, words]], 1)
 
     def agents(self, group: AgentGroup) -> Order:
-        return tuple(self._called("agents", group.num_agents).tolist())
+        return self.order or tuple(range(group.num_agents))
 
 
 def mirror_images_and_turns(world: ParticleEnv[Any]) -> Symmetries:
@@ -103,31 +104,86 @@ def mirror_images_and_turns(world: ParticleEnv[Any]) -> Symmetries:
     return _symmetries(world, VIEWS)
 
 
-def conventions(world: ParticleEnv[Any], between: Sequence[str]) -> list[Symmetries]:
-    """The n! ways to pair the n agents, landmarks or words of a ``world`` of this package, each with its n! views.
+def landmarks_of_agents(world: ParticleEnv[Any], demonstrations: JointTransition) -> list[Symmetries]:
+    """What a team may have settled: which of n landmarks each of n agents takes, in one of n! ways.
 
-    Nothing distinguishes the landmarks of a world, or the words of its speakers, yet a team that plays well has settled
-    who takes which, and what means which. Where both are renamed alike, everybody keeps to what was settled. The world,
-    which has many copies and serves nothing else, is renamed and looked at again.
-
-    Args:
-        between: the two that are paired, of ``agents`` (of the only group), ``landmarks`` and ``words``.
+    Where agents and landmarks are renamed alike, everybody keeps to its own: n! views in each case. The ``world``, of
+    this package, which has many copies and serves nothing else, is renamed and looked at again; ``demonstrations`` are
+    not asked.
 
     Returns:
-        none where there is nothing to pair, or more than `MOST`.
+        none where there is one agent, or more than `MOST`.
     """
     number = len(world.world.landmarks)
     if not 2 <= number <= MOST:
         return []
     orders = list(itertools.permutations(range(number)))
-    return [_symmetries(world, [_renamed(between, order, partner) for order in orders]) for partner in orders]
+    return [
+        _symmetries(world, [Otherwise(landmarks=_along(order, owner), agents=order) for order in orders])
+        for owner in orders
+    ]
 
 
-def _renamed(between: Sequence[str], order: Order, partner: Order) -> Otherwise:
-    """The first things are renamed to ``order``; their partners along with them, to those of the first's new names."""
-    of_partners = {partner[thing]: partner[called] for thing, called in enumerate(order)}
-    first, second = between
-    return Otherwise(**{first: order, second: tuple(of_partners[thing] for thing in range(len(order)))})
+def languages(world: ParticleEnv[Any], demonstrations: JointTransition) -> list[Symmetries]:
+    """What a team has settled: which word of each speaker means which of n landmarks.
+
+    It is what was said most in ``demonstrations [B]`` with each landmark as the speaker's goal, one word for each.
+    Where landmarks and the words for them are renamed alike, everybody is understood: n! views. The ``world``, of this
+    package, which has many copies and serves nothing else, is renamed and looked at again.
+    """
+    words: list[Order] = []  # of each of the world's agents, for the landmarks
+    for role, rows in world.rows.items():
+        speaks = not world.kind[role].silent
+        words += _words(world, role, demonstrations.groups[role]) if speaks else [()] * (rows.stop - rows.start)
+    views = []
+    for order in itertools.permutations(range(len(world.world.landmarks))):
+        called = [_along(order, meant, world.symbols) if meant else tuple(range(world.symbols)) for meant in words]
+        views.append(Otherwise(order, words=called))
+    return [_symmetries(world, views)]
+
+
+def _along(order: Order, partner: Order, number: int | None = None) -> Order:
+    """What ``number`` things become some of which are partners of others, which are renamed to ``order``.
+
+    The partner of i becomes that of order[i]; who is nobody's partner keeps its name.
+    """
+    renamed = {partner[thing]: partner[called] for thing, called in enumerate(order)}
+    return tuple(renamed.get(thing, thing) for thing in range(number or len(order)))
+
+
+def _words(world: ParticleEnv[Any], role: str, steps: Transition) -> list[Order]:
+    """For each agent of a ``role`` the words that it says for the landmarks, so that they are said most."""
+    goals, said = _goals(world, role, steps.obs.cpu()), _said(world, role, steps.action.cpu())  # [B, A]
+    landmarks = len(world.world.landmarks)
+    counts = torch.zeros(landmarks, world.symbols, goals.shape[1], dtype=torch.int64)
+    for agent in range(goals.shape[1]):
+        counts[..., agent].index_put_((goals[:, agent], said[:, agent]), torch.tensor(1), accumulate=True)
+    choices = torch.tensor(list(itertools.permutations(range(world.symbols), landmarks)))
+    often = counts[torch.arange(landmarks), choices].sum(1)  # [choices, A]
+    return [tuple(order) for order in choices[often.argmax(0)].tolist()]
+
+
+def _goals(world: ParticleEnv[Any], role: str, obs: Tensor) -> Tensor:
+    """Which landmark each agent of a ``role`` sees to be its goal in ``obs [B, A, O]``: ``[B, A]``.
+
+    It is what those numbers tell that depend on the goal alone.
+    """
+    world.reset(itertools.count())
+    state = world.state_dict()
+    looks = []
+    for landmark in range(len(world.world.landmarks)):
+        goal = torch.full_like(state["state"]["goal"], landmark)
+        world.load_state_dict(state | {"state": state["state"] | {"goal": goal}}, itertools.count())
+        looks.append(world.obs[role].cpu())
+    seen = torch.stack(looks)  # [landmarks, E, A, O]
+    telling = (seen == seen[:, :1]).flatten(0, 2).all(0) & (seen[0] != seen[1:]).flatten(0, 2).any(0)  # [O]
+    return (obs[:, None, :, telling] - seen[:, 0][..., telling]).abs().sum(-1).argmin(1)
+
+
+def _said(world: ParticleEnv[Any], role: str, action: Tensor) -> Tensor:
+    """The word in each of ``action [B, A, U]``: ``[B, A]``."""
+    words = world.controls[role].cpu()[action[..., 0]][..., 2:] if not action.is_floating_point() else action
+    return words[..., -world.symbols :].argmax(-1)
 
 
 def _symmetries(world: ParticleEnv[Any], views: Sequence[View]) -> Symmetries:
@@ -169,7 +225,7 @@ def _reordered(obs: Sequence[Tensor], agents: Tensor) -> Reordered:
 
 def _columns(obs: Tensor) -> np.ndarray:
     """``[E, O]`` as ``[O, E]``, without negative zeros."""
-    return obs.t().numpy() + 0.0
+    return obs.cpu().t().numpy() + 0.0
 
 
 def _found(after: np.ndarray, before: np.ndarray) -> list[tuple[int, int]]:
@@ -182,20 +238,20 @@ def _found(after: np.ndarray, before: np.ndarray) -> list[tuple[int, int]]:
 
 def _action(world: ParticleEnv[Any], group: AgentGroup, views: Sequence[View]) -> Change:
     """Moves change their direction, words their names; doing nothing stays."""
-    agent = world.kind[group.name]
+    agent, rows = world.kind[group.name], world.rows[group.name]
+    agents = range(rows.start, rows.stop)
     if isinstance(group.action_space, spaces.Discrete):
-        return Renamed(_called(world.controls[group.name], views))
-    numbers = torch.empty(len(views), 0, dtype=torch.int64)
+        return Renamed(_called(world.controls[group.name].cpu(), agents, views))
+    numbers = torch.empty(len(views), len(agents), 0, dtype=torch.int64)
     if agent.movable:
-        numbers = _called(torch.from_numpy(MOVES).float(), views).argsort(-1)
+        numbers = _called(torch.from_numpy(MOVES).float(), agents, views).argsort(-1)
     if not agent.silent:
-        words = _called(F.pad(torch.eye(world.symbols), (2, 0)), views).argsort(-1)
-        numbers = torch.cat([numbers, numbers.shape[1] + words], -1)
-    numbers = numbers.unsqueeze(1)
+        words = _called(F.pad(torch.eye(world.symbols), (2, 0)), agents, views).argsort(-1)
+        numbers = torch.cat([numbers, numbers.shape[-1] + words], -1)
     return Reordered(numbers, torch.ones_like(numbers, dtype=torch.float32))
 
 
-def _called(controls: Tensor, views: Sequence[View]) -> Tensor:
-    """Which of ``controls [K, 2 + C]`` each of them becomes in each view, ``[G, K]``."""
-    seen = torch.stack([view.controls(controls) for view in views])
-    return (seen.unsqueeze(2) == controls).all(-1).int().argmax(-1)
+def _called(controls: Tensor, agents: Sequence[int], views: Sequence[View]) -> Tensor:
+    """Which of ``controls [K, 2 + C]`` each of them becomes in each view for each agent, ``[G, A, K]``."""
+    seen = torch.stack([torch.stack([view.controls(controls, agent) for agent in agents]) for view in views])
+    return (seen.unsqueeze(-2) == controls).all(-1).int().argmax(-1)
