@@ -26,6 +26,9 @@ from magail.types import BatchedEnv, BatchedEnvWrapper, ByGroup, Step, Symmetrie
 
 FOLDS = 5  # of the cross-validation that asks demonstrations
 TRIAL_STEPS = 400  # of cloning at most, enough to tell two clones apart
+TRIAL_PACE = (
+    4.0  # times the learning rate: at its own, clones of many images would not get far enough to show their worth
+)
 
 
 def in_all_views(demonstrations: Demonstrations, *symmetries: Symmetries) -> Demonstrations:
@@ -130,9 +133,12 @@ def _trial(
     policy: Policy, some: Demonstrations, others: Demonstrations | None, cloning: dict[str, Any]
 ) -> BehavioralCloning:
     steps = min(cloning["steps"] or TRIAL_STEPS, TRIAL_STEPS)
-    return BehavioralCloning(
-        copy.deepcopy(policy), some, others, **cloning | {"steps": steps, "evaluate_every": max(steps // 8, 1)}
-    )
+    pace = {
+        "steps": steps,
+        "evaluate_every": max(steps // 8, 1),
+        "learning_rate": TRIAL_PACE * cloning["learning_rate"],
+    }
+    return BehavioralCloning(copy.deepcopy(policy), some, others, **cloning | pace)
 
 
 class RandomViews(BatchedEnvWrapper):

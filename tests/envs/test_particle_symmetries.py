@@ -101,14 +101,14 @@ def test_agents_and_their_landmarks_by_other_names(number, continuous):
         goes_on_as_its_views_say("simple_spread_v3", arguments, symmetries, renamed_agents_and_landmarks(of_agent))
 
 
-LANGUAGES = {  # by task the agents that speak, and the word that each of them says for each landmark
-    "simple_speaker_listener_v4": {0: (1, 2, 0)},
-    "simple_reference_v3": {0: (7, 0, 3), 1: (3, 9, 2)},
+LANGUAGES = {  # by task the agents that speak, and the words that each of them says for each landmark, rarer ones last
+    "simple_speaker_listener_v4": {0: [(1, 2, 0)]},
+    "simple_reference_v3": {0: [(7, 0, 3), (4, 5, 9), (2, 6, 1)], 1: [(3, 9, 2), (0, 1, 4), (5, 6, 7)]},
 }
 
 
 class Speakers:
-    """Move at random and say what their goal is called, and one time in five anything."""
+    """Move at random and say what their goal is called, more often by the first words than by others."""
 
     def __init__(self, world, words):
         self.world, self.words, self.random = world, words, RandomPolicy(world.groups)
@@ -118,15 +118,15 @@ class Speakers:
         goals = self.world.state["goal"].expand(len(self.words), -1)
         for agent, words in self.words.items():
             role, place = ("speaker", 0) if "speaker" in action else ("agent", agent)
-            said = torch.tensor(words)[goals[agent]]
-            means_it = torch.rand(len(said), generator=generator) < 0.8
+            how_often = torch.tensor([4.0, 2.0, 1.0][: len(words)]).expand(len(goals[agent]), -1)
+            which = how_often.multinomial(1, generator=generator).squeeze(1)
+            said = torch.tensor(words)[which, goals[agent]]
             uttered = action[role][:, place]
             if uttered.is_floating_point():
-                number = self.world.symbols
-                uttered[means_it, -number:] = F.one_hot(said, number).float()[means_it]
+                uttered[:, -self.world.symbols :] = F.one_hot(said, self.world.symbols).float()
             else:
                 moves = self.world.controls[role].shape[0] // self.world.symbols
-                uttered[means_it, 0] = (said * moves + uttered[:, 0] % moves)[means_it]
+                uttered[:, 0] = said * moves + uttered[:, 0] % moves
         return action, log_prob
 
 
@@ -137,8 +137,8 @@ def renamed_landmarks_and_words(words):
         for copy, view in enumerate(views.tolist()):
             for landmark, called in enumerate(orders[view]):
                 state["state"]["pos"][2 + called, :, copy] = old["pos"][2 + landmark, :, copy]
-                for agent, meant in words.items():
-                    state["state"]["speech"][agent, meant[called], copy] = old["speech"][agent, meant[landmark], copy]
+                for agent, word in ((agent, word) for agent, meant in words.items() for word in meant):
+                    state["state"]["speech"][agent, word[called], copy] = old["speech"][agent, word[landmark], copy]
             state["state"]["goal"][..., copy] = torch.tensor(orders[view])[old["goal"][..., copy]]
         return state
 
@@ -165,7 +165,7 @@ def test_words_for_landmarks_that_were_no_goal_are_made_up():
     world.reset(itertools.count())
     world.state["goal"].fill_(2)
     world.load_state_dict(world.state_dict(), itertools.count())
-    demonstrations, _ = collect(world, Speakers(world, {0: (2, 1, 0)}), 20)
+    demonstrations, _ = collect(world, Speakers(world, {0: [(2, 1, 0)]}), 20)
     (symmetries,) = languages(make(task, 64), demonstrations.flatten())
     names = symmetries.action["speaker"].name[:, 0]  # [views, words]
     orders = torch.tensor(list(itertools.permutations(range(3))))

@@ -119,48 +119,62 @@ def landmarks_of_agents(world: ParticleEnv[Any], demonstrations: JointTransition
         return []
     orders = list(itertools.permutations(range(number)))
     return [
-        _symmetries(world, [Otherwise(landmarks=_along(order, owner), agents=order) for order in orders])
+        _symmetries(world, [Otherwise(_along(order, owner, number=number), agents=order) for order in orders])
         for owner in orders
     ]
 
 
 def languages(world: ParticleEnv[Any], demonstrations: JointTransition) -> list[Symmetries]:
-    """What a team has settled: which word of each speaker means which of n landmarks.
+    """What a team has settled: which words of each speaker mean which of n landmarks.
 
-    It is what was said most in ``demonstrations [B]`` with each landmark as the speaker's goal, one word for each.
-    Where landmarks and the words for them are renamed alike, everybody is understood: n! views. The ``world``, of this
-    package, which has many copies and serves nothing else, is renamed and looked at again.
+    That is what was said most in ``demonstrations [B]`` with each landmark as the speaker's goal. Words that were not
+    said are divided among the landmarks, so that each has as many. Where landmarks and the words for them are renamed
+    alike, everybody is understood: n! views. The ``world``, of this package, which has many copies and serves nothing
+    else, is renamed and looked at again.
     """
-    words: list[Order] = []  # of each of the world's agents, for the landmarks
+    landmarks = len(world.world.landmarks)
+    meant: list[list[Order]] = []  # of each of the world's agents, the words for each landmark
     for role, rows in world.rows.items():
         speaks = not world.kind[role].silent
-        words += _words(world, role, demonstrations.groups[role]) if speaks else [()] * (rows.stop - rows.start)
+        nothing: list[list[Order]] = [[()] * landmarks] * (rows.stop - rows.start)
+        meant += _words(world, role, demonstrations.groups[role]) if speaks else nothing
     views = []
-    for order in itertools.permutations(range(len(world.world.landmarks))):
-        called = [_along(order, meant, world.symbols) if meant else tuple(range(world.symbols)) for meant in words]
+    for order in itertools.permutations(range(landmarks)):
+        called = [_along(order, *zip(*words, strict=True), number=world.symbols) for words in meant]
         views.append(Otherwise(order, words=called))
     return [_symmetries(world, views)]
 
 
-def _along(order: Order, partner: Order, number: int | None = None) -> Order:
+def _along(order: Order, *partners: Order, number: int) -> Order:
     """What ``number`` things become some of which are partners of others, which are renamed to ``order``.
 
-    The partner of i becomes that of order[i]; who is nobody's partner keeps its name.
+    A partner of i becomes the one of order[i]; who is nobody's partner keeps its name.
     """
-    renamed = {partner[thing]: partner[called] for thing, called in enumerate(order)}
-    return tuple(renamed.get(thing, thing) for thing in range(number or len(order)))
+    renamed = {partner[i]: partner[called] for partner in partners for i, called in enumerate(order)}
+    return tuple(renamed.get(thing, thing) for thing in range(number))
 
 
-def _words(world: ParticleEnv[Any], role: str, steps: Transition) -> list[Order]:
-    """For each agent of a ``role`` the words that it says for the landmarks, so that they are said most."""
+def _words(world: ParticleEnv[Any], role: str, steps: Transition) -> list[list[Order]]:
+    """For each agent of a ``role`` its words for each landmark; the most said come first, and all have as many."""
     goals, said = _goals(world, role, steps.obs.cpu()), _said(world, role, steps.action.cpu())  # [B, A]
     landmarks = len(world.world.landmarks)
-    counts = torch.zeros(landmarks, world.symbols, goals.shape[1], dtype=torch.int64)
-    for agent in range(goals.shape[1]):
-        counts[..., agent].index_put_((goals[:, agent], said[:, agent]), torch.tensor(1), accumulate=True)
-    choices = torch.tensor(list(itertools.permutations(range(world.symbols), landmarks)))
-    often = counts[torch.arange(landmarks), choices].sum(1)  # [choices, A]
-    return [tuple(order) for order in choices[often.argmax(0)].tolist()]
+    counts = torch.zeros(goals.shape[1], landmarks, world.symbols, dtype=torch.int64)
+    for agent, of_agent in enumerate(counts):
+        of_agent.index_put_((goals[:, agent], said[:, agent]), torch.tensor(1), accumulate=True)
+    return [_divided(of_agent) for of_agent in counts]
+
+
+def _divided(counts: Tensor) -> list[Order]:
+    """Words divided among landmarks by how often they were said with each, ``counts [landmarks, C]``."""
+    landmarks, symbols = counts.shape
+    of_landmark: list[list[int]] = [[] for _ in range(landmarks)]
+    taken: set[int] = set()
+    for place in counts.flatten().argsort(descending=True, stable=True).tolist():
+        landmark, word = divmod(place, symbols)
+        if word not in taken and len(of_landmark[landmark]) < symbols // landmarks:
+            of_landmark[landmark].append(word)
+            taken.add(word)
+    return [tuple(words) for words in of_landmark]
 
 
 def _goals(world: ParticleEnv[Any], role: str, obs: Tensor) -> Tensor:
