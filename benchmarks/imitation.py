@@ -3,10 +3,9 @@
     python -m benchmarks.imitation --tasks simple_spread --counts 1 5 10 20 50 100 200 --seeds 0 1 2 3 4 \
         --runs outputs/imitation --output benchmarks/results/imitation.md
 
-trains every method on every number of demonstrations, each seed on demonstrations of its own; each method of `METHODS`
-begins from a clone of them, which is judged too: so cloning needs no runs of its own. Scores are normalised returns on
-the true environment (0 random, 1 the expert) from 500 initial states that neither training nor the choice of the recipe
-saw. A cell is the interquartile mean over the seeds with its 95 % bootstrap interval; a difference is the mean over the
+trains every method on every number of demonstrations, each seed on demonstrations of its own; a method of `METHODS`
+begins from a clone of them in the same views, which is judged too. Scores are normalised returns on the true environment
+(0 random, 1 the expert) from 500 initial states that neither training nor the choice of the recipe saw. A cell is the interquartile mean over the seeds with its 95 % bootstrap interval; a difference is the mean over the
 seeds, of the same demonstrations and initial states, with its 95 % t-interval. A finished run is not repeated and an
 unfinished one goes on from its checkpoint, so the command takes up where it was stopped.
 """
@@ -31,6 +30,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 METHODS: dict[str, list[str]] = {
+    "BC": ["algorithm=bc", "symmetries=false"],
     "MAGAIL": [],
     "MAGAIL, views alone": ["symmetries=true"],
     "MAGAIL, as they are": ["symmetries=false"],
@@ -47,7 +47,7 @@ METHODS: dict[str, list[str]] = {
     "MA-AIRL": ["algorithm=airl"],
     "IQ-Learn": ["algorithm=iq"],
 }
-CLONES = {"BC": "MAGAIL, as they are", "BC, same views": "MAGAIL"}  # what begins from them
+CLONES = {"BC, same views": "MAGAIL"}  # what begins from them
 DIFFERENCES = [("MAGAIL", "BC"), ("MAGAIL", "BC, same views"), ("MAGAIL, as they are", "BC")]
 
 Results = dict[tuple[str, int], list[dict[str, float]]]
@@ -140,7 +140,7 @@ def main() -> None:
     runs, counts = arguments.runs.resolve(), arguments.counts
     command = shlex.join(["python", "-m", "benchmarks.imitation", *sys.argv[1:]])
     page = ["# Imitation by number of demonstrations", f"```\n{command}\n```", machine() + "."]
-    rows = [clone for clone, method in CLONES.items() if method in arguments.methods] + arguments.methods
+    rows = arguments.methods + [clone for clone, method in CLONES.items() if method in arguments.methods]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for task in arguments.tasks:
             futures = {

@@ -51,7 +51,7 @@ class Run:
         return (self.iteration + 1) % every == 0 or self.iteration + 1 == self.cfg.iterations
 
     def log_cloning(self, step: int, info: dict[str, float]) -> None:
-        self.logger.log(-1, {"bc/step": step, **info})
+        self.logger.log(-1, {"bc/step": step, **info, "seconds": self.seconds})
 
     def end_iteration(self, info: dict[str, float], env: BatchedEnv) -> None:
         """Log an iteration and, where one is due, write a checkpoint."""
