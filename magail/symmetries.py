@@ -25,10 +25,8 @@ from magail.policy import Policy
 from magail.types import BatchedEnv, BatchedEnvWrapper, ByGroup, Step, Symmetries
 
 FOLDS = 5  # of the cross-validation that asks demonstrations
-TRIAL_STEPS = 400  # of cloning at most, enough to tell two clones apart
-TRIAL_PACE = (
-    4.0  # times the learning rate: at its own, clones of many images would not get far enough to show their worth
-)
+TRIAL_STEPS = 800  # of cloning at most, enough to tell two clones apart
+TRIAL_PACE = 4.0  # times the learning rate: at its own, clones of many images would not get far enough
 
 
 def in_all_views(demonstrations: Demonstrations, *symmetries: Symmetries) -> Demonstrations:
