@@ -4,9 +4,10 @@
         --runs outputs/imitation --output benchmarks/results/imitation.md
 
 trains every method on every number of demonstrations, each seed on demonstrations of its own; a method of `METHODS`
-begins from a clone of them in the same views, which is judged too. Scores are normalised returns on the true environment
-(0 random, 1 the expert) from 500 initial states that neither training nor the choice of the recipe saw. A cell is the interquartile mean over the seeds with its 95 % bootstrap interval; a difference is the mean over the
-seeds, of the same demonstrations and initial states, with its 95 % t-interval. A finished run is not repeated and an
+begins from a clone of them in the same views, which is judged too. Scores are normalised returns on the true
+environment (0 random, 1 the expert) from 500 initial states that neither training nor the choice of the recipe saw. A
+cell is the interquartile mean over the seeds with its 95 % bootstrap interval; a difference is the mean over the seeds,
+of the same demonstrations and initial states, with its 95 % t-interval. A finished run is not repeated and an
 unfinished one goes on from its checkpoint, so the command takes up where it was stopped.
 """
 
