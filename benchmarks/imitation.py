@@ -48,8 +48,13 @@ METHODS: dict[str, list[str]] = {
     "MA-AIRL": ["algorithm=airl"],
     "IQ-Learn": ["algorithm=iq"],
 }
-CLONES = {"BC, same views": "MAGAIL"}  # what begins from them
-DIFFERENCES = [("MAGAIL", "BC"), ("MAGAIL", "BC, same views"), ("MAGAIL, as they are", "BC")]
+CLONES = {"BC, same views": "MAGAIL", "clone, as they are": "MAGAIL, as they are"}  # what begins from them
+DIFFERENCES = [
+    ("MAGAIL", "BC"),
+    ("MAGAIL", "clone, as they are"),
+    ("MAGAIL", "BC, same views"),
+    ("MAGAIL, as they are", "clone, as they are"),
+]
 
 Results = dict[tuple[str, int], list[dict[str, float]]]
 """By method and number of demonstrations what each seed came to."""
@@ -100,7 +105,7 @@ def difference_table(results: Results, counts: Sequence[int]) -> str:
         return over_seeds(a - b) if len(a) == len(b) > 0 else "-"
 
     lines = {f"{one} - {other}": [cell(one, other, count) for count in counts] for one, other in DIFFERENCES}
-    return by_count(lines, counts)
+    return by_count({name: cells for name, cells in lines.items() if set(cells) != {"-"}}, counts)
 
 
 def seconds_table(results: Results, methods: Sequence[str], counts: Sequence[int]) -> str:
