@@ -10,7 +10,6 @@ what is such a view too, but what agents have settled among each other hangs on 
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from magail.demonstrations import Demonstrations
-from magail.generators.bc import BehavioralCloning
+from magail.generators.bc import BehavioralCloning, held_out_info
 from magail.policy import Policy
 from magail.types import BatchedEnv, BatchedEnvWrapper, ByGroup, Step, Symmetries
 
@@ -79,7 +78,7 @@ def what_is_shared(
     demonstration cannot be asked, and nothing then speaks against the last.
 
     Args:
-        policy: what is to be cloned into; copies of it are.
+        policy: like what is to be cloned into; others of its architecture are.
         seed: of the cross-validation.
         cloning: options of `BehavioralCloning`.
 
@@ -88,6 +87,7 @@ def what_is_shared(
     """
     answers: list[bool | int] = [False, True]
     with torch.random.fork_rng():  # training does not depend on whether anybody asked
+        torch.manual_seed(seed)  # nor does the answer on what was drawn before: a run that is taken up again must agree
         if conventions:
             answers.append(likeliest(conventions, in_all_views(demonstrations, views), policy, **cloning))
         if len(demonstrations) == 1:
@@ -110,15 +110,11 @@ def likeliest(conventions: Sequence[Symmetries], demonstrations: Demonstrations,
     """
     clone = _trial(policy, demonstrations, None, cloning)
     clone.fit(lambda step, info: None)
-    return min(
-        range(len(conventions)), key=lambda number: _loss_on_images(clone.policy, demonstrations, conventions[number])
-    )
-
-
-@torch.no_grad()
-def _loss_on_images(policy: Policy, demonstrations: Demonstrations, symmetries: Symmetries) -> float:
-    images = in_all_views(demonstrations, symmetries).transitions[demonstrations.num_steps :]
-    return policy.negative_log_likelihood(images).item()
+    losses = [
+        held_out_info(clone.policy, in_all_views(demonstrations, convention))["bc/held_out_loss"]
+        for convention in conventions
+    ]
+    return losses.index(min(losses))
 
 
 def _loss(some: Demonstrations, others: Demonstrations, policy: Policy, cloning: dict[str, Any]) -> float:
@@ -136,7 +132,8 @@ def _trial(
         "evaluate_every": max(steps // 8, 1),
         "learning_rate": TRIAL_PACE * cloning["learning_rate"],
     }
-    return BehavioralCloning(copy.deepcopy(policy), some, others, **cloning | pace)
+    clone = Policy(policy.groups, **policy.architecture).to(policy.fixed.device)
+    return BehavioralCloning(clone, some, others, **cloning | pace)
 
 
 class RandomViews(BatchedEnvWrapper):
