@@ -15,35 +15,35 @@ checkpoint.
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
 
-from benchmarks.imitation import METHODS, folder_of, run
-from benchmarks.tables import machine, say, table
-from benchmarks.trainings import FRESH, over_seeds, train
+from benchmarks.imitation import METHODS, as_folder, folder_of, run
+from benchmarks.loop import composed
+from benchmarks.seats import seat_returns
+from benchmarks.tables import machine, table
+from benchmarks.trainings import BRIEF, FRESH, outcome, over_seeds
 from magail.config import build
-from magail.experts import load_expert
-from magail.opponents import against
-from magail.policy import Acting, RandomPolicy
-from magail.rollout import play_episodes
 from magail.statistics import normalized_score
-from magail.types import BatchedEnv
+from magail_envs.particle.env import ParticleEnv
 
-SIDES = {
-    "simple_push": [["adversary"], ["agent"]],
-    "simple_adversary": [["adversary"], ["agent"]],
-    "simple_tag": [["adversary"], ["agent"]],
-    "simple_crypto": [["eve"], ["alice", "bob"]],
-    "simple_world_comm": [["leadadversary", "adversary"], ["agent"]],
+Side = tuple[str, ...]  # the groups that play together
+
+SIDES: dict[str, list[Side]] = {
+    "simple_push": [("adversary",), ("agent",)],
+    "simple_adversary": [("adversary",), ("agent",)],
+    "simple_tag": [("adversary",), ("agent",)],
+    "simple_crypto": [("eve",), ("alice", "bob")],
+    "simple_world_comm": [("leadadversary", "adversary"), ("agent",)],
 }
 EPISODES = 2000
 COPIES = 500
@@ -54,7 +54,7 @@ Players = dict[str, list[str]]
 
 def players_of(task: str, methods: Sequence[str], count: int, seeds: Sequence[int], runs: Path) -> Players:
     """The expert, and each method's imitators and the clones they began from."""
-    players = {"expert": [str(config(task).env.expert)] * len(seeds)}
+    players = {"expert": [str(composed(f"env={task}").env.expert)] * len(seeds)}
     for method in methods:
         done = [seed for seed in seeds if run(task, method, count, seed, runs) is not None]
         folders = [folder_of(task, method, count, seed, runs) for seed in done]
@@ -63,22 +63,13 @@ def players_of(task: str, methods: Sequence[str], count: int, seeds: Sequence[in
     return players
 
 
-def config(task: str) -> DictConfig:
-    with initialize_config_module("magail_conf", version_base="1.3"):
-        return compose("config", overrides=[f"env={task}"])
+@functools.cache  # the same pairs meet in several tables
+def returns(env: ParticleEnv[Any], side: Side, player: str | None, opponent: str) -> np.ndarray:
+    """`seat_returns` from the table's initial states."""
+    return seat_returns(env, side, player, opponent, range(FRESH, FRESH + EPISODES))
 
 
-def returns(env: BatchedEnv, side: Sequence[str], player: str | None, opponent: str) -> np.ndarray:
-    """Of each episode the mean over the side's agents ``[N]``; ``player`` None is random play."""
-    others = {group.name: opponent for group in env.groups if group.name not in side}
-    seat = against(env, others, FRESH)
-    policy: Acting = load_expert(player, seat.groups) if player else RandomPolicy(seat.groups)
-    generator = torch.Generator().manual_seed(FRESH)
-    of_all, _ = play_episodes(seat, policy, range(FRESH, FRESH + EPISODES), generator)
-    return of_all.mean(-1).numpy()
-
-
-def cross_play(env: BatchedEnv, side: Sequence[str], players: Players) -> str:
+def cross_play(env: ParticleEnv[Any], side: Side, players: Players) -> str:
     expert = players["expert"][0]
     zero, one = returns(env, side, None, expert), returns(env, side, expert, expert)
     rows = []
@@ -94,28 +85,23 @@ def cross_play(env: BatchedEnv, side: Sequence[str], players: Players) -> str:
     return table([f"{' and '.join(side)} | against", *players, "score against the expert"], rows)
 
 
-def best_response(task: str, side: Sequence[str], name: str, index: int, opponent: str, folder: Path) -> Path | None:
+def best_response(task: str, side: Side, name: str, index: int, opponent: str, folder: Path) -> Path | None:
     """Where the best response of a ``side`` to an opponent's policy is; None where its training failed."""
     groups = [group for other in SIDES[task] if other != side for group in other]
     opponents = ", ".join(f'{group}: "{opponent}"' for group in groups)
     words = ["experiment=expert_particle", f"env={task}", f"opponents={{{opponents}}}", f"seed={7 + index}"]
-    response = folder / "best_response" / "_".join(side) / name.replace(", ", "_").replace(" ", "_") / str(index)
-    if train(words, response):
-        return response
-    say(f"{task}, {side} against {name} {index}: failed, see {response}/output.txt")
-    return None
+    response = folder / "best_response" / "_".join(side) / as_folder(name) / str(index)
+    return None if outcome(words, response, BRIEF) is None else response
 
 
-def exploitation(env: BatchedEnv, side: Sequence[str], players: Players, responses: Mapping[str, list[Path]]) -> str:
-    """What the opponents ``side`` of everybody get: the expert, and a best response."""
-    expert = players["expert"][0]
+def exploitation(
+    env: ParticleEnv[Any], side: Side, expert: str, responses: Mapping[str, list[tuple[str, Path]]]
+) -> str:
+    """What the opponents ``side`` of everybody get: the expert, and each policy's best response."""
     rows = []
     for name, found in responses.items():
-        against_expert = [returns(env, side, expert, source).mean() for source in players[name][: len(found)]]
-        best = [
-            returns(env, side, str(response), source).mean()
-            for response, source in zip(found, players[name], strict=False)
-        ]
+        against_expert = [returns(env, side, expert, source).mean() for source, _ in found]
+        best = [returns(env, side, str(response), source).mean() for source, response in found]
         rows.append([name, over_seeds(against_expert, digits=2), over_seeds(best, digits=2)])
     return table([f"{' and '.join(side)} against", "the expert gets", "a best response gets"], rows)
 
@@ -138,20 +124,21 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for task in arguments.tasks:
             players = players_of(task, arguments.methods, arguments.count, arguments.seeds, runs)
-            with closing(build(config(task).env.batched, num_envs=COPIES)) as env:
+            with closing(build(composed(f"env={task}").env.batched, num_envs=COPIES)) as env:
                 page += [f"## {task}", *(cross_play(env, side, players) for side in SIDES[task])]
                 for side in SIDES[task] if arguments.responses else ():
                     futures = {
                         name: [
-                            pool.submit(best_response, task, side, name, index, source, runs / task)
+                            (source, pool.submit(best_response, task, side, name, index, source, runs / task))
                             for index, source in enumerate(sources[: arguments.responses])
                         ]
                         for name, sources in players.items()
                     }
                     responses = {
-                        name: [path for future in found if (path := future.result())] for name, found in futures.items()
+                        name: [(source, path) for source, future in found if (path := future.result())]
+                        for name, found in futures.items()
                     }
-                    page.append(exploitation(env, side, players, responses))
+                    page.append(exploitation(env, side, players["expert"][0], responses))
             arguments.output.write_text("\n\n".join(page) + "\n")
 
 

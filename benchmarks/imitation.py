@@ -60,8 +60,12 @@ Results = dict[tuple[str, int], list[dict[str, float]]]
 """By method and number of demonstrations what each seed came to."""
 
 
+def as_folder(name: str) -> str:
+    return name.replace(", ", "_").replace(" ", "_")
+
+
 def folder_of(task: str, method: str, count: int, seed: int, runs: Path) -> Path:
-    return runs / task / method.replace(", ", "_").replace(" ", "_") / str(count) / str(seed)
+    return runs / task / as_folder(method) / str(count) / str(seed)
 
 
 def run(task: str, method: str, count: int, seed: int, runs: Path) -> dict[str, float] | None:

@@ -1,10 +1,12 @@
-"""Competitive tasks: how well a policy fills the seats of one side while the expert fills the others."""
+"""Competitive tasks: what a policy gets in the seats of one side while another fills the others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -14,8 +16,18 @@ from magail.opponents import against
 from magail.policy import Acting, RandomPolicy
 from magail.rollout import play_episodes
 from magail.statistics import normalized_score
+from magail.types import BatchedEnv
 
 EPISODES = 1000
+
+
+def seat_returns(env: BatchedEnv, side: Sequence[str], player: str | None, opponent: str, seeds: range) -> np.ndarray:
+    """Of each episode the mean return of the agents of a ``side``'s groups ``[N]``; ``player`` None is random play."""
+    others = {group.name: opponent for group in env.groups if group.name not in side}
+    seat = against(env, others, seeds.start)
+    policy: Acting = load_expert(player, seat.groups) if player else RandomPolicy(seat.groups)
+    of_all, _ = play_episodes(seat, policy, seeds, torch.Generator().manual_seed(seeds.start))
+    return of_all.mean(-1).numpy()
 
 
 def seat_scores(run_dir: Path) -> dict[str, float]:
@@ -24,21 +36,12 @@ def seat_scores(run_dir: Path) -> dict[str, float]:
     Means over `EPISODES` reset seeds of evaluation, of the group's own return.
     """
     cfg = OmegaConf.load(run_dir / "config.yaml")
-    seed = cfg.evaluation.seed
+    expert, seeds = cfg.env.expert, range(cfg.evaluation.seed, cfg.evaluation.seed + EPISODES)
     with closing(build(cfg.env.train)) as env:
         scores = {}
         for group in env.groups:
-            seat = against(env, {g.name: cfg.env.expert for g in env.groups if g is not group}, seed)
-            players: dict[str, Acting] = {
-                "random": RandomPolicy([group]),
-                "policy": load_expert(str(run_dir), [group]),
-                "expert": load_expert(cfg.env.expert, [group]),
-            }
-            returns = {}
-            for name, player in players.items():
-                of_all, _ = play_episodes(
-                    seat, player, range(seed, seed + EPISODES), torch.Generator().manual_seed(seed)
-                )
-                returns[name] = of_all.mean(-1).numpy()
-            scores[group.name], *_ = normalized_score(returns["policy"], returns["expert"], returns["random"])
+            played, one, zero = (
+                seat_returns(env, [group.name], player, expert, seeds) for player in (str(run_dir), expert, None)
+            )
+            scores[group.name], *_ = normalized_score(played, one, zero)
     return scores

@@ -7,7 +7,6 @@ python -m magail.evaluate env=simple_tag checkpoint=A 'opponents={agent: B}'    
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,14 +44,16 @@ class AgainstOpponents(BatchedEnvWrapper):
     def __init__(self, env: BatchedEnv, opponents: Mapping[str, Acting], seed: int) -> None:
         super().__init__(env, env.device)
         self.groups = tuple(group for group in env.groups if group.name not in opponents)
-        self.opponents = {
-            name: policy.to(env.device) if isinstance(policy, Policy) else policy for name, policy in opponents.items()
+        self._players = {
+            name: Player(policy.to(env.device) if isinstance(policy, Policy) else policy)
+            for name, policy in opponents.items()
         }
         self.seed, self._random = seed, torch.Generator(env.device)
 
     def reset(self, seeds: Iterator[int]) -> None:
         self._random.manual_seed(self.seed)
-        self._players = {name: Player(policy) for name, policy in self.opponents.items()}
+        for player in self._players.values():
+            player.memory = {}
         super().reset(seeds)
 
     def step(self, action: ByGroup) -> Step:
@@ -62,14 +63,7 @@ class AgainstOpponents(BatchedEnvWrapper):
         for player in self._players.values():
             player.forget(step, mask)
         self._look()
-        return replace(
-            step,
-            next_obs=self._left(step.next_obs),
-            reward=self._left(step.reward),
-            terminated=self._left(step.terminated),
-            truncated=self._left(step.truncated),
-            episode_return=self._left(step.episode_return),
-        )
+        return step.map_groups(self._left)
 
     def _left(self, values: ByGroup) -> ByGroup:
         return {group.name: values[group.name] for group in self.groups}
@@ -82,7 +76,6 @@ class AgainstOpponents(BatchedEnvWrapper):
         return {"env": self.env.state_dict(), "players": players, "random": self._random.get_state()}
 
     def load_state_dict(self, state: dict[str, Any], seeds: Iterator[int]) -> None:
-        self._players = {name: Player(policy) for name, policy in self.opponents.items()}
         for name, player in self._players.items():
             player.load_state_dict(state["players"][name], self.device)
         self._random.set_state(state["random"])

@@ -156,14 +156,8 @@ class RandomViews(BatchedEnvWrapper):
         step = self.env.step(symmetries.undo_action(action, view))
         self._view = torch.where(step.done, self._random_views(), view)
         self._look()
-        return replace(
-            step,
-            next_obs=symmetries.see_obs(step.next_obs, view),
-            reward=symmetries.places(step.reward, view),
-            terminated=symmetries.places(step.terminated, view),
-            truncated=symmetries.places(step.truncated, view),
-            episode_return=symmetries.places(step.episode_return, view),
-        )
+        placed = step.map_groups(lambda values: symmetries.places(values, view))
+        return replace(placed, next_obs=symmetries.see_obs(step.next_obs, view))
 
     def _random_views(self) -> Tensor:
         return torch.randint(self.symmetries.number, (self.num_envs,), device=self.device)

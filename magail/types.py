@@ -236,7 +236,10 @@ class Symmetries:
 
     def places(self, values: ByGroup, view: Tensor) -> ByGroup:
         """``values [B, A, ...]`` of each agent, at the place to which it comes in each row's ``view [B]``."""
-        return {name: _rows(x, self.agents[name][view]) if name in self.agents else x for name, x in values.items()}
+        return {name: self._placed(name, x, view) for name, x in values.items()}
+
+    def _placed(self, name: str, x: Tensor, view: Tensor) -> Tensor:
+        return _rows(x, self.agents[name][view]) if name in self.agents else x
 
     def see_obs(self, obs: ByGroup, view: Tensor) -> ByGroup:
         """Observations ``[B, A, O]``, each row from its ``view [B]``."""
@@ -259,7 +262,7 @@ class Symmetries:
         """``batch [B]``, each row from its ``view [B]``."""
 
         def seen(name: str, transition: Transition) -> Transition:
-            here = transition.map(lambda x: self.places({name: x}, view)[name])
+            here = transition.map(lambda x: self._placed(name, x, view))
             obs, action = self.obs[name], self.action[name].see(here.action, view)
             return replace(
                 here,
@@ -322,6 +325,17 @@ class Step:
     episode_return: ByGroup  # [E, A] float32, undiscounted sum of the episode's rewards, this step's included
     episode_length: Tensor  # [E] int64, steps of the episode, this one included
     episode_seed: Tensor  # [E] int64, the reset seed that the episode of this step began with
+
+    def map_groups(self, function: Callable[[ByGroup], ByGroup]) -> Step:
+        """Apply ``function`` to all that is kept per group."""
+        return replace(
+            self,
+            next_obs=function(self.next_obs),
+            reward=function(self.reward),
+            terminated=function(self.terminated),
+            truncated=function(self.truncated),
+            episode_return=function(self.episode_return),
+        )
 
 
 class BatchedEnv(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -158,9 +158,7 @@ def _words(world: ParticleEnv[Any], role: str, steps: Transition) -> list[list[O
     """For each agent of a ``role`` its words for each landmark; the most said come first, and all have as many."""
     goals, said = _goals(world, role, steps.obs.cpu()), _said(world, role, steps.action.cpu())  # [B, A]
     landmarks = len(world.world.landmarks)
-    counts = torch.zeros(goals.shape[1], landmarks, world.symbols, dtype=torch.int64)
-    for agent, of_agent in enumerate(counts):
-        of_agent.index_put_((goals[:, agent], said[:, agent]), torch.tensor(1), accumulate=True)
+    counts = torch.einsum("bal,baw->alw", F.one_hot(goals, landmarks), F.one_hot(said, world.symbols))
     return [_divided(of_agent) for of_agent in counts]
 
 
@@ -183,13 +181,10 @@ def _goals(world: ParticleEnv[Any], role: str, obs: Tensor) -> Tensor:
     It is what those numbers tell that depend on the goal alone.
     """
     world.reset(itertools.count())
-    state = world.state_dict()
-    looks = []
-    for landmark in range(len(world.world.landmarks)):
-        goal = torch.full_like(state["state"]["goal"], landmark)
-        world.load_state_dict(state | {"state": state["state"] | {"goal": goal}}, itertools.count())
-        looks.append(world.obs[role].cpu())
-    seen = torch.stack(looks)  # [landmarks, E, A, O]
+    state = world.state_dict()["state"]
+    goals = [torch.full_like(state["goal"], landmark) for landmark in range(len(world.world.landmarks))]
+    looks = _observations(world, [state | {"goal": goal} for goal in goals])
+    seen = torch.stack([obs[role].cpu() for obs in looks])  # [landmarks, E, A, O]
     telling = (seen == seen[:, :1]).flatten(0, 2).all(0) & (seen[0] != seen[1:]).flatten(0, 2).any(0)  # [O]
     return (obs[:, None, :, telling] - seen[:, 0][..., telling]).abs().sum(-1).argmin(1)
 
@@ -205,7 +200,8 @@ def _symmetries(world: ParticleEnv[Any], views: Sequence[View]) -> Symmetries:
     random = torch.Generator(world.device).manual_seed(0)
     world.state["vel"].uniform_(-1, 1, generator=random)
     world.state["speech"].uniform_(-1, 1, generator=random)
-    seen = list(_observations(world, views))
+    state = world.state_dict()["state"]  # a copy: looking changes the world's own
+    seen = list(_observations(world, (view.state(state, world) for view in views)))
     agents = {group.name: torch.tensor([view.agents(group) for view in views]).argsort(-1) for group in world.groups}
     return Symmetries(
         len(views),
@@ -215,11 +211,11 @@ def _symmetries(world: ParticleEnv[Any], views: Sequence[View]) -> Symmetries:
     )
 
 
-def _observations(world: ParticleEnv[Any], views: Sequence[View]) -> Iterator[ByGroup]:
-    """What is seen from each view."""
-    state = world.state_dict()
-    for view in views:
-        world.load_state_dict(state | {"state": view.state(state["state"], world)}, itertools.count())
+def _observations(world: ParticleEnv[Any], states: Iterable[dict[str, Tensor]]) -> Iterator[ByGroup]:
+    """What is seen in each of the ``states`` of a world that has been reset."""
+    began = world.state_dict()
+    for state in states:
+        world.load_state_dict(began | {"state": state}, itertools.count())
         yield world.obs
 
 
