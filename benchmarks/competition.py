@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.imitation import METHODS, as_folder, folder_of, run
+from benchmarks.imitation import METHODS, as_folder, trained
 from benchmarks.loop import composed
 from benchmarks.seats import seat_returns
 from benchmarks.tables import machine, table
@@ -56,8 +56,7 @@ def players_of(task: str, methods: Sequence[str], count: int, seeds: Sequence[in
     """The expert, and each method's imitators and the clones they began from."""
     players = {"expert": [str(composed(f"env={task}").env.expert)] * len(seeds)}
     for method in methods:
-        done = [seed for seed in seeds if run(task, method, count, seed, runs) is not None]
-        folders = [folder_of(task, method, count, seed, runs) for seed in done]
+        folders = [folder for seed in seeds if (folder := trained(task, method, count, seed, runs))]
         players[f"clone, of {method}"] = [str(folder / "bc.safetensors") for folder in folders]
         players[method] = [str(folder) for folder in folders]
     return players

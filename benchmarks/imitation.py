@@ -1,31 +1,45 @@
-"""How well demonstrations are imitated, by how many there are: MAGAIL beside behavioural cloning.
+"""How well demonstrations are imitated, by how many there are: MAGAIL beside behavioural cloning and its rivals.
 
     python -m benchmarks.imitation --tasks simple_spread --counts 1 5 10 20 50 100 200 --seeds 0 1 2 3 4 \
         --runs outputs/imitation --output benchmarks/results/imitation.md
 
 trains every method on every number of demonstrations, each seed on demonstrations of its own; a method of `METHODS`
-begins from a clone of them in the same views, which is judged too. Scores are normalised returns on the true
-environment (0 random, 1 the expert) from 500 initial states that neither training nor the choice of the recipe saw. A
-cell is the interquartile mean over the seeds with its 95 % bootstrap interval; a difference is the mean over the seeds,
-of the same demonstrations and initial states, with its 95 % t-interval. A finished run is not repeated and an
-unfinished one goes on from its checkpoint, so the command takes up where it was stopped.
+begins from a clone of them in the same views, which is judged too. Scores are normalised returns (0 random, 1 the
+expert) from 4,000 initial states that neither training nor the choice of the recipe saw, in the batched worlds, which
+agree with mpe2 step by step (tests/envs). A cell is the interquartile mean over the seeds with its 95 % bootstrap
+interval; a difference is the mean over the seeds, of the same demonstrations and initial states, with its 95 %
+t-interval.
+
+A finished run is a row of the .csv file beside the page and is not repeated, and an unfinished one goes on from its
+checkpoint, so the command takes up where it was stopped, on another machine too. Delete rows to make them anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import shlex
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 
+from benchmarks.loop import composed
+from benchmarks.seats import seat_returns
 from benchmarks.tables import machine, say, table
-from benchmarks.trainings import BRIEF, FRESH, outcome, over_seeds
-from magail.statistics import interquartile_mean
+from benchmarks.trainings import BRIEF, FRESH, over_seeds, train
+from magail.config import build
+from magail.logger import read_metrics
+from magail.statistics import interquartile_mean, normalized_score
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -48,15 +62,22 @@ METHODS: dict[str, list[str]] = {
     "MA-AIRL": ["algorithm=airl"],
     "IQ-Learn": ["algorithm=iq"],
 }
-CLONES = {"BC, same views": "MAGAIL", "clone, as they are": "MAGAIL, as they are"}  # what begins from them
+CLONES = {"BC, same views": "MAGAIL"}  # what begins from them
 DIFFERENCES = [
     ("MAGAIL", "BC"),
-    ("MAGAIL", "clone, as they are"),
     ("MAGAIL", "BC, same views"),
-    ("MAGAIL, as they are", "clone, as they are"),
+    ("MAGAIL, as they are", "BC"),
+    ("naive MAGAIL", "BC"),
 ]
+EPISODES = 4000
+CURVE = ["evaluation.every=25", "evaluation.final_episodes=50"]  # the final ones are played here
+KEYS = ("task", "method", "demonstrations", "seed")
+COSTS = ("seconds", "seconds to 95 %", "steps to 95 %")
+PICKS = ("picked", "best", "last")
+FIELDS = (*KEYS, "imitator", "clone", *COSTS, *PICKS, "commit")
 
-Results = dict[tuple[str, int], list[dict[str, float]]]
+Row = dict[str, Any]
+Results = dict[tuple[str, int], list[Row]]
 """By method and number of demonstrations what each seed came to."""
 
 
@@ -64,68 +85,156 @@ def as_folder(name: str) -> str:
     return name.replace(", ", "_").replace(" ", "_")
 
 
-def folder_of(task: str, method: str, count: int, seed: int, runs: Path) -> Path:
-    return runs / task / as_folder(method) / str(count) / str(seed)
-
-
-def run(task: str, method: str, count: int, seed: int, runs: Path) -> dict[str, float] | None:
-    """Scores of the imitator and of the clone it began from, and the seconds it took; None where training failed."""
-    folder = folder_of(task, method, count, seed, runs)
+def trained(task: str, method: str, count: int, seed: int, runs: Path) -> Path | None:
+    """The run's folder, after its training; None where that failed."""
+    folder = runs / task / as_folder(method) / str(count) / str(seed)
     words = [f"env={task}", f"demonstrations.count={count}", f"seed={seed}", f"evaluation.seed={FRESH}"]
-    found = outcome([*words, *METHODS[method]], folder, BRIEF)
-    if found is None:
-        return None
-    policies, last = found
-    *_, imitator = policies.values()
-    scores = {"imitator": imitator["score"], "clone": policies["bc"]["score"], "seconds": last["seconds"]}
-    say(f"{task}, {method}, {count}, seed {seed}: {scores}")
-    return scores
+    if train([*words, *METHODS[method]], folder, [*BRIEF, *CURVE]):
+        return folder
+    say(f"{task}, {method}, {count}, seed {seed}: failed, see {folder}/output.txt")
+    return None
 
 
-def scores_of(results: Results, row: str, count: int) -> np.ndarray:
-    """The score of each seed ``[R]``, of a method or of the clone that one begins from."""
-    method, who = (CLONES[row], "clone") if row in CLONES else (row, "imitator")
-    return np.array([seed[who] for seed in results.get((method, count), [])])
+def measures(task: str, folder: Path) -> Row:
+    """`FIELDS` of a finished run, without what it is called."""
+    cfg = composed(f"env={task}").env
+    with closing(build(cfg.train)) as env:
+        groups = [group.name for group in env.groups]
+
+        def returns(player: str | None) -> np.ndarray:
+            return seat_returns(env, groups, player, "", range(FRESH, FRESH + EPISODES))
+
+        one, zero = returns(cfg.expert), returns(None)
+        imitator, clone = (
+            normalized_score(returns(str(folder / name)), one, zero)[0]
+            for name in ("policy.safetensors", "bc.safetensors")
+        )
+    lines = read_metrics(folder)
+    points = [line for line in lines if "eval/return" in line]
+    for point in points:  # from the first of the same states
+        n = int(point["eval/episodes"])
+        point["score"] = (point["eval/return"] - zero[:n].mean()) / (one[:n].mean() - zero[:n].mean())
+    cloned = [line for line in lines if "bc/step" in line][-1] | {"score": clone, "env_steps": 0}
+    there = next((x for x in [cloned, *points] if x["score"] >= 0.95 * imitator), lines[-1])
+    row = {
+        "imitator": imitator,
+        "clone": clone,
+        "seconds": lines[-1]["seconds"],
+        "seconds to 95 %": there["seconds"],
+        "steps to 95 %": there["env_steps"],
+    }
+    judged = [point for point in points if point.get("bc/held_out_loss") is not None]
+    if judged:
+        row["picked"] = min(judged, key=lambda x: x["bc/held_out_loss"])["score"]
+        row["best"] = max(x["score"] for x in judged)
+        row["last"] = judged[-1]["score"]
+    return row
 
 
-def by_count(rows: Mapping[str, Sequence[str]], counts: Sequence[int]) -> str:
-    return table(["demonstrations", *map(str, counts)], [[name, *cells] for name, cells in rows.items()])
+class Store:
+    """What finished runs came to: rows of a .csv file, by `KEYS`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._lock = path, threading.Lock()
+        self.rows: dict[tuple[str, ...], Row] = {}
+        if path.exists():
+            with path.open(newline="") as file:
+                self.rows = {self._key(row): row for row in csv.DictReader(file)}
+        else:
+            with path.open("w", newline="") as file:
+                csv.DictWriter(file, FIELDS, lineterminator="\n").writeheader()
+
+    def run(self, task: str, method: str, count: int, seed: int, runs: Path) -> Row | None:
+        """The row of a run, which is made first where there is none; None where its training failed."""
+        key = dict(zip(KEYS, (task, method, str(count), str(seed)), strict=True))
+        if self._key(key) not in self.rows:
+            folder = trained(task, method, count, seed, runs)
+            if folder is None:
+                return None
+            self._add(key | measures(task, folder) | {"commit": _commit()})
+        return self.rows[self._key(key)]
+
+    def _key(self, row: Row) -> tuple[str, ...]:
+        return tuple(row[key] for key in KEYS)
+
+    def _add(self, row: Row) -> None:
+        row = {name: f"{x:.5g}" if isinstance(x, float) else str(x) for name, x in row.items()}
+        with self._lock:
+            self.rows[self._key(row)] = row
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, FIELDS, restval="", lineterminator="\n").writerow(row)
+        say(", ".join(f"{name} {row[name]}" for name in (*KEYS, "imitator", "clone", "seconds")))
+
+
+def _commit() -> str:
+    return subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def values(results: Results, row: str, count: int, field: str = "imitator") -> np.ndarray:
+    """A field of each seed that has it ``[R]``; the score for a clone that a method begins from."""
+    if row in CLONES:
+        return values(results, CLONES[row], count, "clone")
+    return np.array([float(seed[field]) for seed in results.get((row, count), []) if seed[field]])
+
+
+def interval(scores: np.ndarray) -> str:
+    mean, low, high = interquartile_mean(scores[:, None])
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+
+
+def by_count(counts: Sequence[int], rows: Mapping[str, Callable[[int], str]]) -> str:
+    """A row of cells by number of demonstrations; rows without any are left out."""
+    made = {name: [cell(count) for count in counts] for name, cell in rows.items()}
+    shown = [[name, *cells] for name, cells in made.items() if set(cells) != {"-"}]
+    return table(["demonstrations", *map(str, counts)], shown)
 
 
 def score_table(results: Results, rows: Sequence[str], counts: Sequence[int]) -> str:
     def cell(row: str, count: int) -> str:
-        scores = scores_of(results, row, count)
-        if not len(scores):
-            return "-"
-        mean, low, high = interquartile_mean(scores[:, None])
-        return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+        scores = values(results, row, count)
+        return interval(scores) if len(scores) else "-"
 
-    return by_count({row: [cell(row, count) for count in counts] for row in rows}, counts)
+    return by_count(counts, {row: partial(cell, row) for row in rows})
 
 
 def difference_table(results: Results, counts: Sequence[int]) -> str:
     def cell(one: str, other: str, count: int) -> str:
-        a, b = scores_of(results, one, count), scores_of(results, other, count)
+        a, b = values(results, one, count), values(results, other, count)
         return over_seeds(a - b) if len(a) == len(b) > 0 else "-"
 
-    lines = {f"{one} - {other}": [cell(one, other, count) for count in counts] for one, other in DIFFERENCES}
-    return by_count({name: cells for name, cells in lines.items() if set(cells) != {"-"}}, counts)
+    return by_count(counts, {f"{one} - {other}": partial(cell, one, other) for one, other in DIFFERENCES})
 
 
-def seconds_table(results: Results, methods: Sequence[str], counts: Sequence[int]) -> str:
-    def cell(method: str, count: int) -> str:
-        seconds = [seed["seconds"] for seed in results[method, count]]
-        return f"{np.median(seconds):.0f}" if seconds else "-"
+def cost_table(results: Results, methods: Sequence[str], counts: Sequence[int]) -> str:
+    def cell(method: str, cost: str, count: int) -> str:
+        spent = values(results, method, count, cost)
+        return f"{np.median(spent):,.0f}" if len(spent) else "-"
 
-    return by_count({method: [cell(method, count) for count in counts] for method in methods}, counts)
+    rows = [(method, cost) for method in methods for cost in COSTS]
+    return by_count(counts, {f"{method}: {cost}": partial(cell, method, cost) for method, cost in rows})
+
+
+def selection_table(results: Results, methods: Sequence[str], counts: Sequence[int]) -> str:
+    """How far the checkpoint of the best held-out likelihood, and the last one, are behind the best."""
+
+    def cell(method: str, pick: str, count: int) -> str:
+        behind = values(results, method, count, "best") - values(results, method, count, pick)
+        return f"{behind.mean():.3f} (at most {behind.max():.3f})" if len(behind) else "-"
+
+    rows = [(method, pick) for method in methods for pick in ("picked", "last")]
+    return by_count(counts, {f"{method}: {pick}": partial(cell, method, pick) for method, pick in rows})
 
 
 def plot(results: Results, rows: Sequence[str], counts: Sequence[int], title: str, path: Path) -> None:
     """Scores over the number of demonstrations, with their intervals."""
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for row in rows:
-        known = [count for count in counts if len(scores_of(results, row, count))]
-        means, lows, highs = np.array([interquartile_mean(scores_of(results, row, n)[:, None]) for n in known]).T
+        known = [count for count in counts if len(values(results, row, count))]
+        if not known:
+            continue
+        means, lows, highs = np.array([interquartile_mean(values(results, row, n)[:, None]) for n in known]).T
         (line,) = axes.plot(known, means, marker="o", label=row)
         axes.fill_between(known, lows, highs, alpha=0.2, color=line.get_color())
     axes.axhline(1.0, color="grey", linewidth=1, linestyle="--")
@@ -145,18 +254,20 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time, each on one core")
     parser.add_argument("--runs", type=Path, default=Path("outputs/imitation"), help="where run folders lie")
-    parser.add_argument("--output", type=Path, required=True, help="Markdown file to write; a plot goes beside it")
+    parser.add_argument("--output", type=Path, required=True, help="Markdown file; .csv and plots go beside it")
     arguments = parser.parse_args()
-    runs, counts = arguments.runs.resolve(), arguments.counts
+    torch.set_num_threads(1)
+    runs, methods, counts = arguments.runs.resolve(), arguments.methods, arguments.counts
     command = shlex.join(["python", "-m", "benchmarks.imitation", *sys.argv[1:]])
     page = ["# Imitation by number of demonstrations", f"```\n{command}\n```", machine() + "."]
-    rows = arguments.methods + [clone for clone, method in CLONES.items() if method in arguments.methods]
+    rows = methods + [clone for clone, method in CLONES.items() if method in methods]
+    store = Store(arguments.output.with_suffix(".csv"))
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for task in arguments.tasks:
             futures = {
-                (method, count): [pool.submit(run, task, method, count, seed, runs) for seed in arguments.seeds]
+                (method, count): [pool.submit(store.run, task, method, count, seed, runs) for seed in arguments.seeds]
+                for method in methods
                 for count in counts
-                for method in arguments.methods
             }
             results: Results = {
                 cell: [found for future in of_seeds if (found := future.result())] for cell, of_seeds in futures.items()
@@ -168,8 +279,12 @@ def main() -> None:
                 f"![scores by number of demonstrations]({picture.name})",
                 score_table(results, rows, counts),
                 difference_table(results, counts),
-                "Seconds of a training, cloning included, medians:",
-                seconds_table(results, arguments.methods, counts),
+                "Seconds of a training, with all that precedes it, and seconds and environment steps after which it "
+                "had 95 % of its final score, medians (its clone's where that had it; else one of four evaluations):",
+                cost_table(results, methods, counts),
+                "Scores (100 episodes) by which the checkpoint of the best held-out likelihood, and the last one, are "
+                "behind the best of the four evaluations, means:",
+                selection_table(results, methods, counts),
             ]
             arguments.output.write_text("\n\n".join(page) + "\n")
 

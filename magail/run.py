@@ -21,12 +21,22 @@ from magail.types import BatchedEnv, Seeds
 
 
 class Run:
-    """The state of a run outside its loop: where it stands, and how it is logged, stopped and taken up again."""
+    """The state of a run outside its loop: where it stands, and how it is logged, stopped and taken up again.
+
+    Its seconds are counted from ``started``, a reading of `time.perf_counter`.
+    """
 
     def __init__(
-        self, cfg: DictConfig, run_dir: Path, generator: Any, discriminator: Any, player: Player, seeds: Seeds
+        self,
+        cfg: DictConfig,
+        run_dir: Path,
+        started: float,
+        generator: Any,
+        discriminator: Any,
+        player: Player,
+        seeds: Seeds,
     ) -> None:
-        self.cfg, self.run_dir = cfg, run_dir
+        self.cfg, self.run_dir, self.started = cfg, run_dir, started
         self.generator, self.discriminator, self.player, self.seeds = generator, discriminator, player, seeds
         print(f"Run folder: {run_dir}")
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
@@ -35,7 +45,6 @@ class Run:
         self.checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint.keep)
         self.iteration, self.env_steps = 0, 0
         self.best = math.nan
-        self.started = time.perf_counter()
 
     @property
     def progress(self) -> float:

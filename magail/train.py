@@ -12,6 +12,7 @@ Every key is explained in conf/; ``--cfg job`` prints them all. The loop is `tra
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from magail.types import BatchedEnv, Seeds, Symmetries
 
 def train(cfg: DictConfig, run_dir: Path) -> None:
     """Train as ``cfg`` says, in ``run_dir``, going on from its newest checkpoint where there is one; then report."""
+    started = time.perf_counter()
     check(cfg)
     torch.set_num_threads(cfg.threads or sensible_threads())
     torch.set_float32_matmul_precision(cfg.matmul_precision)
@@ -59,7 +61,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         starts = demonstrations.known_seeds() if demonstrations else []
         seeds = Seeds(cfg.seed, starts, cfg.start_from_demonstrations)
         player = Player(generator.policy)
-        run = Run(cfg, run_dir, generator=generator, discriminator=discriminator, player=player, seeds=seeds)
+        run = Run(cfg, run_dir, started, generator=generator, discriminator=discriminator, player=player, seeds=seeds)
 
         with run.logger:
             if not run.restore(env):
