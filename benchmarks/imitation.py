@@ -158,11 +158,11 @@ class Store:
         return tuple(row[key] for key in KEYS)
 
     def _add(self, row: Row) -> None:
-        row = {name: f"{x:.5g}" if isinstance(x, float) else str(x) for name, x in row.items()}
+        row = dict.fromkeys(FIELDS, "") | {k: f"{x:.5g}" if isinstance(x, float) else str(x) for k, x in row.items()}
         with self._lock:
             self.rows[self._key(row)] = row
             with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, FIELDS, restval="", lineterminator="\n").writerow(row)
+                csv.DictWriter(file, FIELDS, lineterminator="\n").writerow(row)
         say(", ".join(f"{name} {row[name]}" for name in (*KEYS, "imitator", "clone", "seconds")))
 
 
