@@ -75,6 +75,14 @@ KEYS = ("task", "method", "demonstrations", "seed")
 COSTS = ("seconds", "seconds to 95 %", "steps to 95 %")
 PICKS = ("picked", "best", "last")
 FIELDS = (*KEYS, "imitator", "clone", *COSTS, *PICKS, "commit")
+COST = (
+    "Seconds of a training, with all that precedes it, and seconds and environment steps after which it had 95 % of "
+    "its final score; medians. That is when its clone was done where that had it, else one of four evaluations:"
+)
+SELECTION = (
+    "Scores (100 episodes) by which the checkpoint of the best held-out likelihood, and the last one, are behind the "
+    "best of the four evaluations, means:"
+)
 
 Row = dict[str, Any]
 Results = dict[tuple[str, int], list[Row]]
@@ -185,10 +193,10 @@ def interval(scores: np.ndarray) -> str:
 
 
 def by_count(counts: Sequence[int], rows: Mapping[str, Callable[[int], str]]) -> str:
-    """A row of cells by number of demonstrations; rows without any are left out."""
+    """A row of cells by number of demonstrations; rows without any are left out, and a table without rows is ""."""
     made = {name: [cell(count) for count in counts] for name, cell in rows.items()}
     shown = [[name, *cells] for name, cells in made.items() if set(cells) != {"-"}]
-    return table(["demonstrations", *map(str, counts)], shown)
+    return table(["demonstrations", *map(str, counts)], shown) if shown else ""
 
 
 def score_table(results: Results, rows: Sequence[str], counts: Sequence[int]) -> str:
@@ -274,19 +282,12 @@ def main() -> None:
             }
             picture = arguments.output.with_name(f"{arguments.output.stem}_{task}.png")
             plot(results, rows, counts, task, picture)
-            page += [
-                f"## {task}",
-                f"![scores by number of demonstrations]({picture.name})",
-                score_table(results, rows, counts),
-                difference_table(results, counts),
-                "Seconds of a training, with all that precedes it, and seconds and environment steps after which it "
-                "had 95 % of its final score, medians (its clone's where that had it; else one of four evaluations):",
-                cost_table(results, methods, counts),
-                "Scores (100 episodes) by which the checkpoint of the best held-out likelihood, and the last one, are "
-                "behind the best of the four evaluations, means:",
-                selection_table(results, methods, counts),
-            ]
-            arguments.output.write_text("\n\n".join(page) + "\n")
+            page += [f"## {task}", f"![scores by number of demonstrations]({picture.name})"]
+            page += [score_table(results, rows, counts), difference_table(results, counts)]
+            page += [COST, cost_table(results, methods, counts)]
+            if selection := selection_table(results, methods, counts):
+                page += [SELECTION, selection]
+            arguments.output.write_text("\n\n".join(filter(None, page)) + "\n")
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def with_symmetries(
         return env, demonstrations
     views: Symmetries = build(cfg.env.symmetries).to(env.device)
     conventions: list[Symmetries] = []
-    if demonstrations is not None and cfg.env.conventions is not None:
+    if demonstrations is not None and cfg.env.conventions is not None and cfg.symmetries is not True:
         made = build(cfg.env.conventions, demonstrations=demonstrations.transitions)
         conventions = [convention.to(env.device) for convention in made]
     if demonstrations is not None and cfg.symmetries == "auto":
