@@ -53,8 +53,10 @@ def players_of(task: str, methods: Sequence[str], count: int, seeds: Sequence[in
     """The expert, and each method's imitators and the clones they began from."""
     players = {"expert": [str(composed(f"env={task}").env.expert)] * len(seeds)}
     for method in methods:
-        folders = [folder for seed in seeds if (folder := trained(task, method, count, seed, runs))]
-        players[f"clone, of {method}"] = [str(folder / "bc.safetensors") for folder in folders]
+        folders = [trained(task, method, count, seed, runs) for seed in seeds]
+        if None in folders:
+            sys.exit("a cross-play takes all of the trainings: mend what failed, and run the command again")
+        players[f"clone, of {method}"] = [f"{folder}/bc.safetensors" for folder in folders]
         players[method] = [str(folder) for folder in folders]
     return players
 
