@@ -74,7 +74,7 @@ class TrainConfig:
     rollout_steps: int
     start_from_demonstrations: float
     symmetries: Any  # auto, true, false or a number
-    opponents: dict[str, str] | None
+    opponents: dict[str, Any] | None  # of sources, or lists of them
     past_selves: float
     demonstrations: DemonstrationsConfig
     reward: RewardConfig

@@ -1,6 +1,7 @@
-"""Opponents: groups that a given policy plays, so that only the other groups are left to learn, or to be judged.
+"""Opponents: groups that given policies play, so that only the other groups are left to learn, or to be judged.
 
 python -m magail.train algorithm=rl env=simple_tag 'opponents={agent: RUN_FOLDER}'       a best response to a run
+python -m magail.train algorithm=rl env=simple_tag 'opponents={agent: [A, B, C]}'        to a population of three
 python -m magail.evaluate env=simple_tag checkpoint=A 'opponents={agent: B}'             A's adversaries against B
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from magail.experts import load_expert
 from magail.policy import Acting, Policy
@@ -20,11 +22,14 @@ from magail.rollout import Player
 from magail.types import BatchedEnv, BatchedEnvWrapper, ByGroup, Step
 
 
-def against(env: BatchedEnv, opponents: Mapping[str, str] | None, seed: int) -> BatchedEnv:
-    """``env`` with who plays its groups by the groups' names (`load_expert`'s sources); None: nobody does.
+def against(env: BatchedEnv, opponents: Mapping[str, str | Sequence[str]] | None, seed: int) -> BatchedEnv:
+    """``env`` with who plays its groups by the groups' names (`load_expert`'s sources, or several, a `Population`).
+
+    None: nobody does.
 
     Raises:
-        ValueError: a group that ``env`` does not have, or none is left; no such policy, or one for other spaces.
+        ValueError: a group that ``env`` does not have, none is left, or nobody is named for one; no such policy, or one
+            for other spaces.
     """
     if not opponents:
         return env
@@ -34,8 +39,51 @@ def against(env: BatchedEnv, opponents: Mapping[str, str] | None, seed: int) -> 
             f"opponents={dict(opponents)}: {env.name} has the groups {', '.join(groups)}; name some of them and leave "
             "at least one to play"
         )
-    policies = {name: load_expert(source, [groups[name]]) for name, source in opponents.items()}
+    if nobody := [name for name, sources in opponents.items() if not sources]:
+        raise ValueError(f"opponents: nobody is named for {nobody[0]}; name a policy, or leave the group to learn")
+    policies = {
+        name: [load_expert(source, [groups[name]]) for source in ([sources] if isinstance(sources, str) else sources)]
+        for name, sources in opponents.items()
+    }
     return AgainstOpponents(env, policies, seed)
+
+
+class Population:
+    """Policies that divide an environment's first ``copies`` among them: of K the i-th plays i, i + K, i + 2 K ..."""
+
+    def __init__(self, policies: Sequence[Acting], copies: int) -> None:
+        self.copies, playing = copies, policies[:copies]
+        self._players = [(slice(i, copies, len(playing)), Player(policy)) for i, policy in enumerate(playing)]
+
+    def act(self, obs: ByGroup, generator: torch.Generator) -> ByGroup:
+        """Actions ``[copies, A, U]`` of every group that the policies play; `forget` is due after the step."""
+        parts = [(rows, player.act(_of(obs, rows), generator)[0]) for rows, player in self._players]
+        _, first = parts[0]
+        action = {name: x.new_empty(self.copies, *x.shape[1:]) for name, x in first.items()}
+        for rows, part in parts:
+            for name, x in part.items():
+                action[name][rows] = x
+        return action
+
+    def forget(self, step: Step, mask: ByGroup) -> None:
+        """Forget the episodes that ended in ``step``, before which ``mask`` were alive."""
+        for rows, player in self._players:
+            player.forget(step.map_groups(functools.partial(_of, rows=rows)), _of(mask, rows))
+
+    def forget_all(self) -> None:
+        for _, player in self._players:
+            player.memory = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"players": [player.state_dict() for _, player in self._players]}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        for (_, player), memory in zip(self._players, state["players"], strict=True):
+            player.load_state_dict(memory, device)
+
+
+def _of(values: ByGroup, rows: slice) -> ByGroup:
+    return {name: x[rows] for name, x in values.items()}
 
 
 class AgainstOpponents(BatchedEnvWrapper):
@@ -44,27 +92,27 @@ class AgainstOpponents(BatchedEnvWrapper):
     The opponents draw their actions from random numbers of their own, which begin anew with every `reset`.
     """
 
-    def __init__(self, env: BatchedEnv, opponents: Mapping[str, Acting], seed: int) -> None:
+    def __init__(self, env: BatchedEnv, opponents: Mapping[str, Sequence[Acting]], seed: int) -> None:
         super().__init__(env, env.device)
         self.groups = tuple(group for group in env.groups if group.name not in opponents)
-        self._players = {
-            name: Player(policy.to(env.device) if isinstance(policy, Policy) else policy)
-            for name, policy in opponents.items()
+        self._opponents = {
+            name: Population([_moved(policy, env.device) for policy in policies], env.num_envs)
+            for name, policies in opponents.items()
         }
         self.seed, self._random = seed, torch.Generator(env.device)
 
     def reset(self, seeds: Iterator[int]) -> None:
         self._random.manual_seed(self.seed)
-        for player in self._players.values():
-            player.memory = {}
+        for opponents in self._opponents.values():
+            opponents.forget_all()
         super().reset(seeds)
 
     def step(self, action: ByGroup) -> Step:
         mask = self.env.mask
-        theirs = {name: player.act(self.env.obs, self._random)[0][name] for name, player in self._players.items()}
+        theirs = {name: who.act(self.env.obs, self._random)[name] for name, who in self._opponents.items()}
         step = self.env.step(action | theirs)
-        for player in self._players.values():
-            player.forget(step, mask)
+        for opponents in self._opponents.values():
+            opponents.forget(step, mask)
         self._look()
         return step.map_groups(self._left)
 
@@ -75,28 +123,27 @@ class AgainstOpponents(BatchedEnvWrapper):
         self.obs, self.mask = self._left(self.env.obs), self._left(self.env.mask)
 
     def state_dict(self) -> dict[str, Any]:
-        players = {name: player.state_dict() for name, player in self._players.items()}
-        return {"env": self.env.state_dict(), "players": players, "random": self._random.get_state()}
+        opponents = {name: opponents.state_dict() for name, opponents in self._opponents.items()}
+        return {"env": self.env.state_dict(), "opponents": opponents, "random": self._random.get_state()}
 
     def load_state_dict(self, state: dict[str, Any], seeds: Iterator[int]) -> None:
-        for name, player in self._players.items():
-            player.load_state_dict(state["players"][name], self.device)
+        for name, opponents in self._opponents.items():
+            opponents.load_state_dict(state["opponents"][name], self.device)
         self._random.set_state(state["random"])
         super().load_state_dict(state["env"], seeds)
 
 
+def _moved(policy: Acting, device: torch.device) -> Acting:
+    return policy.to(device) if isinstance(policy, Policy) else policy
+
+
 class PastSelves(BatchedEnvWrapper):
-    """A batched environment in a ``share`` of whose copies one group is played by what ``policy`` once was.
+    """A batched environment in a ``share`` of whose copies one of its ``sides`` is played by what ``policy`` once was.
 
-    Groups that compete and only ever meet each other's newest version run in circles: each forgets to beat what the
-    other has left behind. Against opponents from all of training they tend to what nobody exploits (fictitious
-    self-play, Heinrich et al. 2015). Such copies are divided evenly among the groups, and among up to `VERSIONS` past
-    selves that lie equally far apart. Who is played so is not alive there for the learner: nothing is learned from it.
-
-    Past selves draw their actions from random numbers of their own.
-
-    Raises:
-        ValueError: there is only one group.
+    Sides that only ever meet each other's newest version run in circles: each forgets to beat what the other has left
+    behind. Against opponents from all of training they tend to what nobody exploits (fictitious self-play, Heinrich et
+    al. 2015). Such copies are divided evenly among the sides, and among up to `VERSIONS` past selves, which draw their
+    actions from random numbers of their own. Who is played so is not alive for the learner: nothing is learned from it.
     """
 
     VERSIONS = 8
@@ -109,10 +156,10 @@ class PastSelves(BatchedEnvWrapper):
         each = math.ceil(share * env.num_envs / len(sides))
         side = torch.arange(env.num_envs, device=env.device).unsqueeze(-1) // each
         self._past = {name: side == i for i, names in enumerate(sides) for name in names}  # [E, 1]
-        self._copies = each * len(sides)
+        self._copies = min(each * len(sides), env.num_envs)
         self.policy = policy
         self._versions: list[Policy] = []
-        self._players: list[Player] = []
+        self._selves = Population([], 0)
         self._steps, self._interval = 0, self.FIRST_INTERVAL
         self._random = torch.Generator(env.device).manual_seed(seed)
 
@@ -120,27 +167,25 @@ class PastSelves(BatchedEnvWrapper):
         if self._steps % self._interval == 0:
             self._remember()
         self._steps += 1
-        obs, mask, rows_of = self.env.obs, self.env.mask, self._rows()
-        action = {name: x.clone() for name, x in action.items()}
-        for player, rows in zip(self._players, rows_of, strict=True):
-            theirs, _ = player.act(_of(obs, rows), self._random)
-            for name, past in self._past.items():
-                action[name][rows] = torch.where(past[rows].unsqueeze(-1), theirs[name], action[name][rows])
-        step = self.env.step(action)
-        for player, rows in zip(self._players, rows_of, strict=True):
-            player.forget(step.map_groups(functools.partial(_of, rows=rows)), _of(mask, rows))
+        mask, theirs = self.env.mask, self._selves.act(self.env.obs, self._random)
+        step = self.env.step({name: self._mixed(name, mine, theirs[name]) for name, mine in action.items()})
+        self._selves.forget(step, mask)
         self._look()
         return step
 
-    def _rows(self) -> list[slice]:
-        """The copies in which each version plays."""
-        return [slice(i, self._copies, len(self._players)) for i in range(len(self._players))]
+    def _mixed(self, name: str, mine: Tensor, theirs: Tensor) -> Tensor:
+        """``[E, A, U]``, of which ``theirs`` are for the first copies."""
+        past = self._past[name][: self._copies].unsqueeze(-1)
+        return torch.cat([torch.where(past, theirs, mine[: self._copies]), mine[self._copies :]])
 
     def _remember(self) -> None:
         if len(self._versions) == self.VERSIONS:
             self._versions, self._interval = self._versions[1::2], 2 * self._interval
-        self._versions.append(copy.deepcopy(self.policy))
-        self._players = [Player(version) for version in self._versions]  # each in other copies than before
+        self._meet([*self._versions, copy.deepcopy(self.policy)])
+
+    def _meet(self, versions: list[Policy]) -> None:
+        """Have others play, from the middle of their episodes on."""
+        self._versions, self._selves = versions, Population(versions, self._copies)
 
     def _look(self) -> None:
         self.obs = self.env.obs
@@ -150,23 +195,18 @@ class PastSelves(BatchedEnvWrapper):
         return {
             "env": self.env.state_dict(),
             "versions": [version.state_dict() for version in self._versions],
-            "players": [player.state_dict() for player in self._players],
+            "selves": self._selves.state_dict(),
             "steps": self._steps,
             "interval": self._interval,
             "random": self._random.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any], seeds: Iterator[int]) -> None:
-        self._versions = [copy.deepcopy(self.policy) for _ in state["versions"]]
-        for version, weights in zip(self._versions, state["versions"], strict=True):
+        versions = [copy.deepcopy(self.policy) for _ in state["versions"]]
+        for version, weights in zip(versions, state["versions"], strict=True):
             version.load_state_dict(weights)
-        self._players = [Player(version) for version in self._versions]
-        for player, memory in zip(self._players, state["players"], strict=True):
-            player.load_state_dict(memory, self.device)
+        self._meet(versions)
+        self._selves.load_state_dict(state["selves"], self.device)
         self._steps, self._interval = state["steps"], state["interval"]
         self._random.set_state(state["random"])
         super().load_state_dict(state["env"], seeds)
-
-
-def _of(values: ByGroup, rows: slice) -> ByGroup:
-    return {name: x[rows] for name, x in values.items()}

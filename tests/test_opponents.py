@@ -29,7 +29,7 @@ def policy_file(request, tmp_path):
 
 
 def test_a_seat_sees_what_it_sees_in_the_whole_game(policy_file):
-    whole, seat = push(), AgainstOpponents(push(), {"agent": MostLikely(load_policy(policy_file, [AGENT]))}, seed=0)
+    whole, seat = push(), AgainstOpponents(push(), {"agent": [MostLikely(load_policy(policy_file, [AGENT]))]}, seed=0)
     assert [group.name for group in seat.groups] == ["adversary"]
     joint = Player(MostLikely(load_policy(policy_file, GROUPS)))
     single = Player(MostLikely(load_policy(policy_file, seat.groups)))
@@ -76,6 +76,19 @@ def test_opponents_draw_the_same_after_every_reset_and_leave_training_alone(poli
 def test_who_cannot_be_an_opponent(names):
     with pytest.raises(ValueError, match="has the groups adversary, agent; name some of them and leave at least one"):
         against(push(), dict.fromkeys(names, "nothing"), seed=0)
+
+
+def test_a_population_shares_the_copies():
+    watched = Watched(push())
+    env = AgainstOpponents(watched, {"agent": [Stubborn(1), Stubborn(2), Stubborn(3)]}, seed=0)
+    env.reset(itertools.count())
+    collect(env, Stubborn(0), 1)
+    assert watched.actions[-1]["agent"].flatten().tolist() == [1, 2, 3, 1, 2, 3, 1, 2]
+
+
+def test_nobody_is_no_population():
+    with pytest.raises(ValueError, match="opponents: nobody is named for agent"):
+        against(push(), {"agent": []}, seed=0)
 
 
 def test_no_opponents():
