@@ -243,7 +243,8 @@ def plot(results: Results, rows: Sequence[str], counts: Sequence[int], title: st
         if not known:
             continue
         means, lows, highs = np.array([interquartile_mean(values(results, row, n)[:, None]) for n in known]).T
-        (line,) = axes.plot(known, means, marker="o", label=row)
+        style = {"linestyle": ":", "zorder": 3} if row in CLONES else {"marker": "o"}  # it may lie on its method's line
+        (line,) = axes.plot(known, means, label=row, **style)
         axes.fill_between(known, lows, highs, alpha=0.2, color=line.get_color())
     axes.axhline(1.0, color="grey", linewidth=1, linestyle="--")
     axes.set(xscale="log", xticks=counts, xticklabels=counts, xlabel="demonstrations", title=title)

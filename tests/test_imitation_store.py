@@ -1,0 +1,44 @@
+"""The imitation benchmark takes up where it was stopped: what a run came to is kept beside the page."""
+
+import csv
+
+import pytest
+
+from benchmarks import imitation
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Which runs are trained, where training is only pretended; that of seed 1 fails."""
+    runs = []
+
+    def trained(task, method, count, seed, folder):
+        runs.append((task, method, count, seed))
+        return None if seed == 1 else folder
+
+    monkeypatch.setattr(imitation, "trained", trained)
+    scores = {"imitator": 0.9, "clone": 0.5, "seconds": 60.0, "seconds to 95 %": 40.0, "steps to 95 %": 0}
+    monkeypatch.setattr(imitation, "measures", lambda task, folder: dict(scores))
+    return runs
+
+
+def test_what_is_done_is_not_repeated(made, tmp_path):
+    path = tmp_path / "page.csv"
+    for _ in range(2):  # the second one reads what the first one wrote
+        store = imitation.Store(path)
+        rows = [store.run("simple_spread", "MAGAIL", 5, seed, tmp_path) for seed in (0, 1, 2)]
+    assert made == [("simple_spread", "MAGAIL", 5, seed) for seed in (0, 1, 2, 1)]  # what failed is tried again
+    assert [row and row["imitator"] for row in rows] == ["0.9", None, "0.9"]
+    with path.open(newline="") as file:
+        assert [row["seed"] for row in csv.DictReader(file)] == ["0", "2"]
+
+
+def test_tables_hold_what_there_is(made, tmp_path):
+    store = imitation.Store(tmp_path / "page.csv")
+    results = {("MAGAIL", 5): [store.run("simple_spread", "MAGAIL", 5, seed, tmp_path) for seed in (0, 2)]}
+    table = imitation.score_table(results, ["MAGAIL", "BC, same views", "PS-GAIL"], [5, 10])
+    assert "| MAGAIL | 0.900 (0.900 to 0.900) | - |" in table
+    assert "| BC, same views | 0.500 (0.500 to 0.500) | - |" in table
+    assert "PS-GAIL" not in table
+    assert "MAGAIL - BC, same views | 0.400 (0.400 to 0.400) | - |" in imitation.difference_table(results, [5, 10])
+    assert imitation.selection_table(results, ["MAGAIL"], [5, 10]) == ""
