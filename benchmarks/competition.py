@@ -7,8 +7,8 @@ trains every method of `benchmarks.imitation` that is asked for on ``--count`` d
 method's clone plays too. In the cross-play everybody plays one side against everybody on the other, from initial states
 that neither training nor the choice of the recipe saw; a cell is the mean return of an agent of the side, over the
 seeds. The score is 0 for random play and 1 for the expert, both against the expert. Then a best response is trained
-against each on each side, for as long and in the same way as the expert was: what it gets against the expert is the
-measure of what it gets against the others. A finished run is not repeated and an unfinished one goes on from its
+against the expert and the imitators on each side, for as long and in the same way as the expert was: what it gets
+against the expert is the measure of what it gets against the others. A finished run is not repeated and an unfinished one goes on from its
 checkpoint.
 """
 
@@ -75,10 +75,11 @@ def cross_play(env: ParticleEnv[Any], side: Side, players: Players) -> str:
         cells, scores = [], []
         for opponent, others in players.items():
             played = [returns(env, side, source, other) for source, other in zip(sources, others, strict=True)]
-            cells.append(over_seeds([x.mean() for x in played], digits=2))
+            means = np.array([x.mean() for x in played])
+            cells.append(over_seeds(means if np.ptp(means) else means[:1], digits=2))  # the expert has no seeds
             if opponent == "expert":
                 scores = [normalized_score(x, one, zero)[0] for x in played]
-        rows.append([name, *cells, over_seeds(scores)])
+        rows.append([name, *cells, "1" if name == "expert" else over_seeds(scores)])
     rows.append(["random", f"{zero.mean():.2f}", *["-"] * (len(players) - 1), "0"])
     return table([f"{' and '.join(side)} | against", *players, "score against the expert"], rows)
 
@@ -131,6 +132,7 @@ def main() -> None:
                             for index, source in enumerate(sources[: arguments.responses])
                         ]
                         for name, sources in players.items()
+                        if name in ("expert", *arguments.methods)
                     }
                     responses = {
                         name: [(source, path) for source, future in found if (path := future.result())]
