@@ -8,8 +8,8 @@ method's clone plays too. In the cross-play everybody plays one side against eve
 that neither training nor the choice of the recipe saw; a cell is the mean return of an agent of the side, over the
 seeds. The score is 0 for random play and 1 for the expert, both against the expert. Then a best response is trained
 against the expert and the imitators on each side, for as long and in the same way as the expert was: what it gets
-against the expert is the measure of what it gets against the others. A finished run is not repeated and an unfinished one goes on from its
-checkpoint.
+against the expert is the measure of what it gets against the others. A finished run is not repeated and an unfinished
+one goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def cross_play(env: ParticleEnv[Any], side: Side, players: Players) -> str:
         cells, scores = [], []
         for opponent, others in players.items():
             played = [returns(env, side, source, other) for source, other in zip(sources, others, strict=True)]
-            means = np.array([x.mean() for x in played])
-            cells.append(over_seeds(means if np.ptp(means) else means[:1], digits=2))  # the expert has no seeds
+            means = [float(x.mean()) for x in played]
+            cells.append(over_seeds(means if len(set(means)) > 1 else means[:1], digits=2))  # the expert has no seeds
             if opponent == "expert":
                 scores = [normalized_score(x, one, zero)[0] for x in played]
         rows.append([name, *cells, "1" if name == "expert" else over_seeds(scores)])
