@@ -38,15 +38,18 @@ from magail_envs.particle.env import ParticleEnv
 
 Side = tuple[str, ...]  # the groups that play together
 
+SIDES: dict[str, list[Side]] = {
+    "simple_push": [("adversary",), ("agent",)],
+    "simple_adversary": [("adversary",), ("agent",)],
+    "simple_tag": [("adversary",), ("agent",)],
+    "simple_crypto": [("eve",), ("alice", "bob")],
+    "simple_world_comm": [("leadadversary", "adversary"), ("agent",)],
+}
 EPISODES = 2000
 COPIES = 500
 
 Players = dict[str, list[str]]
 """By name where the policies are, one for each seed."""
-
-
-def sides_of(task: str) -> list[Side]:
-    return [tuple(side) for side in composed(f"env={task}").env.sides]
 
 
 def players_of(task: str, methods: Sequence[str], count: int, seeds: Sequence[int], runs: Path) -> Players:
@@ -86,7 +89,7 @@ def cross_play(env: ParticleEnv[Any], side: Side, players: Players) -> str:
 
 def best_response(task: str, side: Side, name: str, index: int, opponent: str, folder: Path) -> Path | None:
     """Where the best response of a ``side`` to an opponent's policy is; None where its training failed."""
-    groups = [group for other in sides_of(task) if other != side for group in other]
+    groups = [group for other in SIDES[task] if other != side for group in other]
     opponents = ", ".join(f'{group}: "{opponent}"' for group in groups)
     words = ["experiment=expert_particle", f"env={task}", f"opponents={{{opponents}}}", f"seed={7 + index}"]
     response = folder / "best_response" / "_".join(side) / as_folder(name) / str(index)
@@ -107,7 +110,7 @@ def exploitation(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["simple_push"], help="those with env.sides")
+    parser.add_argument("--tasks", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--methods", nargs="+", default=["MAGAIL"], choices=list(METHODS))
     parser.add_argument("--count", type=int, default=50, help="demonstrations")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -124,8 +127,8 @@ def main() -> None:
         for task in arguments.tasks:
             players = players_of(task, arguments.methods, arguments.count, arguments.seeds, runs)
             with closing(build(composed(f"env={task}").env.batched, num_envs=COPIES)) as env:
-                page += [f"## {task}", *(cross_play(env, side, players) for side in sides_of(task))]
-                for side in sides_of(task) if arguments.responses else ():
+                page += [f"## {task}", *(cross_play(env, side, players) for side in SIDES[task])]
+                for side in SIDES[task] if arguments.responses else ():
                     futures = {
                         name: [
                             (source, pool.submit(best_response, task, side, name, index, source, runs / task))

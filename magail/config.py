@@ -75,7 +75,6 @@ class TrainConfig:
     start_from_demonstrations: float
     symmetries: Any  # auto, true, false or a number
     opponents: dict[str, Any] | None  # of sources, or lists of them
-    past_selves: float
     demonstrations: DemonstrationsConfig
     reward: RewardConfig
     bc: CloningConfig
@@ -130,11 +129,8 @@ def check(cfg: DictConfig) -> None:
         check_range({"threads": cfg.threads}, 1)
     check_range({"evaluation.episodes": cfg.evaluation.episodes}, 2)
     check_range({"evaluation.final_episodes": cfg.evaluation.final_episodes}, 2)
-    check_range({key: cfg[key] for key in ("start_from_demonstrations", "past_selves")}, 0, 1)
+    check_range({"start_from_demonstrations": cfg.start_from_demonstrations}, 0, 1)
     check_range({"demonstrations.held_out": cfg.demonstrations.held_out}, 0, 0.9)
-    if cfg.past_selves and (cfg.opponents or not cfg.env.sides):
-        nobody = "of those that learn" if cfg.opponents else f"in {cfg.env.name}"
-        raise ValueError(f"past_selves={cfg.past_selves}: {nobody} nobody plays against anybody; leave it 0")
     imitation = not cfg.discriminator._target_.endswith(("EnvironmentReward", "LearnedReward"))
     if imitation and cfg.iterations and not cfg.demonstrations.count:
         raise ValueError(

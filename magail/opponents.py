@@ -7,14 +7,11 @@ python -m magail.evaluate env=simple_tag checkpoint=A 'opponents={agent: B}'    
 
 from __future__ import annotations
 
-import copy
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from magail.experts import load_expert
 from magail.policy import Acting, Policy
@@ -135,78 +132,3 @@ class AgainstOpponents(BatchedEnvWrapper):
 
 def _moved(policy: Acting, device: torch.device) -> Acting:
     return policy.to(device) if isinstance(policy, Policy) else policy
-
-
-class PastSelves(BatchedEnvWrapper):
-    """A batched environment in a ``share`` of whose copies one of its ``sides`` is played by what ``policy`` once was.
-
-    Sides that only ever meet each other's newest version run in circles: each forgets to beat what the other has left
-    behind. Against opponents from all of training they tend to what nobody exploits (fictitious self-play, Heinrich et
-    al. 2015). Such copies are divided evenly among the sides, and among up to `VERSIONS` past selves, which draw their
-    actions from random numbers of their own. Who is played so is not alive for the learner: nothing is learned from it.
-    """
-
-    VERSIONS = 8
-    FIRST_INTERVAL = 500  # steps between versions, which doubles whenever every other one is dropped
-
-    def __init__(
-        self, env: BatchedEnv, policy: Policy, sides: Sequence[Sequence[str]], share: float, seed: int
-    ) -> None:
-        super().__init__(env, env.device)
-        each = math.ceil(share * env.num_envs / len(sides))
-        side = torch.arange(env.num_envs, device=env.device).unsqueeze(-1) // each
-        self._past = {name: side == i for i, names in enumerate(sides) for name in names}  # [E, 1]
-        self._copies = min(each * len(sides), env.num_envs)
-        self.policy = policy
-        self._versions: list[Policy] = []
-        self._selves = Population([], 0)
-        self._steps, self._interval = 0, self.FIRST_INTERVAL
-        self._random = torch.Generator(env.device).manual_seed(seed)
-
-    def step(self, action: ByGroup) -> Step:
-        if self._steps % self._interval == 0:
-            self._remember()
-        self._steps += 1
-        mask, theirs = self.env.mask, self._selves.act(self.env.obs, self._random)
-        step = self.env.step({name: self._mixed(name, mine, theirs[name]) for name, mine in action.items()})
-        self._selves.forget(step, mask)
-        self._look()
-        return step
-
-    def _mixed(self, name: str, mine: Tensor, theirs: Tensor) -> Tensor:
-        """``[E, A, U]``, of which ``theirs`` are for the first copies."""
-        past = self._past[name][: self._copies].unsqueeze(-1)
-        return torch.cat([torch.where(past, theirs, mine[: self._copies]), mine[self._copies :]])
-
-    def _remember(self) -> None:
-        if len(self._versions) == self.VERSIONS:
-            self._versions, self._interval = self._versions[1::2], 2 * self._interval
-        self._meet([*self._versions, copy.deepcopy(self.policy)])
-
-    def _meet(self, versions: list[Policy]) -> None:
-        """Have others play, from the middle of their episodes on."""
-        self._versions, self._selves = versions, Population(versions, self._copies)
-
-    def _look(self) -> None:
-        self.obs = self.env.obs
-        self.mask = {name: alive & ~self._past[name] for name, alive in self.env.mask.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "env": self.env.state_dict(),
-            "versions": [version.state_dict() for version in self._versions],
-            "selves": self._selves.state_dict(),
-            "steps": self._steps,
-            "interval": self._interval,
-            "random": self._random.get_state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any], seeds: Iterator[int]) -> None:
-        versions = [copy.deepcopy(self.policy) for _ in state["versions"]]
-        for version, weights in zip(versions, state["versions"], strict=True):
-            version.load_state_dict(weights)
-        self._meet(versions)
-        self._selves.load_state_dict(state["selves"], self.device)
-        self._steps, self._interval = state["steps"], state["interval"]
-        self._random.set_state(state["random"])
-        super().load_state_dict(state["env"], seeds)

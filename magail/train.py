@@ -26,7 +26,7 @@ from magail.demonstrations import Demonstrations
 from magail.devices import check_device, compiler_works, on_device, sensible_threads
 from magail.evaluate import Evaluator
 from magail.generators.bc import BehavioralCloning, held_out_info
-from magail.opponents import PastSelves, against
+from magail.opponents import against
 from magail.policy import Policy
 from magail.record import record_expert
 from magail.rollout import Player, collect
@@ -50,8 +50,6 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         demonstrations, held_out = get_demonstrations(cfg, evaluator.env, run_dir, device)
         with device:
             generator = build(cfg.generator, groups=env.groups)
-        if cfg.past_selves:
-            env = PastSelves(env, generator.policy, cfg.env.sides, cfg.past_selves, cfg.seed)
         env, demonstrations = with_symmetries(cfg, env, demonstrations, generator.policy)
         parts = {"groups": env.groups, "demonstrations": demonstrations, "held_out": held_out}
         with device:

@@ -143,8 +143,6 @@ def test_every_experiment_passes_the_check(experiment):
         (["demonstrations.every=20", "generator.policy.recurrent=8"], "steps that do not follow each other"),
         (["demonstrations.every=20", "algorithm=dac", "generator.n_step=3"], "steps that do not follow each other"),
         (["demonstrations.every=0"], "demonstrations.every=0 must be"),
-        (["env=simple_spread", "past_selves=0.5"], "past_selves=0.5: in simple_spread nobody plays against anybody"),
-        (["env=simple_tag", "opponents={agent: run}", "past_selves=0.5"], "of those that learn nobody plays against"),
         (["algorithm=rl", "start_from_demonstrations=0.5"], "start_from_demonstrations needs demonstrations"),
         (["checkpoint.best_is=good"], "must be min or max"),
         (["symmetries=some"], "symmetries=some must be auto, true, false or the number"),

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from magail.opponents import AgainstOpponents, PastSelves, against
+from magail.opponents import AgainstOpponents, against
 from magail.policy import MostLikely, Policy, RandomPolicy, load_policy
 from magail.rollout import Player, collect
 from magail_envs.particle.simple_push import SimplePush
@@ -120,47 +120,3 @@ class Stubborn(Policy):
     def act(self, obs, generator=None):
         action = {name: self.action.expand(*x.shape[:-1], 1) for name, x in obs.items()}
         return action, {name: torch.zeros(x.shape[:-1]) for name, x in obs.items()}
-
-
-def test_past_selves_play_one_group_each_in_their_share_of_the_copies():
-    policy, watched = Stubborn(1), Watched(push())  # 8 copies: half of 8, two of them for each group
-    env = PastSelves(watched, policy, [["adversary"], ["agent"]], share=0.5, seed=0)
-    env.reset(itertools.count())
-    for now in (1, 2, 3):  # the only version is that of the first step
-        policy.action.fill_(now)
-        rollout, _ = collect(env, policy, 1)
-        told = watched.actions[-1]
-        assert told["adversary"].flatten().tolist() == [1] * 2 + [now] * 6
-        assert told["agent"].flatten().tolist() == [now] * 2 + [1] * 2 + [now] * 4
-        assert rollout.groups["adversary"].mask.flatten().tolist() == [False] * 2 + [True] * 6
-        assert rollout.groups["agent"].mask.flatten().tolist() == [True] * 2 + [False] * 2 + [True] * 4
-
-
-def test_past_selves_are_of_all_of_training(monkeypatch):
-    monkeypatch.setattr(PastSelves, "VERSIONS", 4)
-    monkeypatch.setattr(PastSelves, "FIRST_INTERVAL", 1)
-    policy, watched = Stubborn(0), Watched(SimplePush("simple_push", {}, 8))
-    env = PastSelves(watched, policy, [["adversary"], ["agent"]], share=1.0, seed=0)
-    env.reset(itertools.count())
-    for now, expected in enumerate([{0}, {0, 1}, {0, 1, 2}, {0, 1, 2, 3}, {1, 3, 4}, {1, 3, 4}, {1, 3, 4}]):
-        policy.action.fill_(now % 5)
-        collect(env, policy, 1)
-        assert set(watched.actions[-1]["adversary"][:4].flatten().tolist()) == expected
-
-
-@pytest.mark.parametrize("recurrent", [0, 16])
-def test_past_selves_go_on_bit_for_bit(recurrent, monkeypatch):
-    monkeypatch.setattr(PastSelves, "FIRST_INTERVAL", 20)
-    torch.manual_seed(0)
-    policy = Policy(GROUPS, recurrent=recurrent)
-    env, player = PastSelves(push(), policy, [["adversary"], ["agent"]], share=0.5, seed=0), Player(policy)
-    env.reset(itertools.count())
-    collect(env, player, 30)
-    state, memory = env.state_dict(), player.state_dict()
-    torch.manual_seed(1)
-    expected = collect(env, player, STEPS)
-    other, other_player = PastSelves(push(), policy, [["adversary"], ["agent"]], share=0.5, seed=5), Player(policy)
-    other.load_state_dict(state, itertools.count(16))
-    other_player.load_state_dict(memory, env.device)
-    torch.manual_seed(1)
-    assert_same(collect(other, other_player, STEPS)[0].groups, expected[0].groups)
