@@ -46,7 +46,7 @@ def against(env: BatchedEnv, opponents: Mapping[str, str | Sequence[str]] | None
 
 
 class Population:
-    """Policies that divide an environment's first ``copies`` among them: of K the i-th plays i, i + K, i + 2 K ..."""
+    """Policies that share the ``copies`` of an environment: of K the i-th plays copies i, i + K, i + 2 K ..."""
 
     def __init__(self, policies: Sequence[Acting], copies: int) -> None:
         self.copies, playing = copies, policies[:copies]
