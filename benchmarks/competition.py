@@ -84,7 +84,7 @@ def cross_play(env: ParticleEnv[Any], side: Side, players: Players) -> str:
                 scores = [normalized_score(x, one, zero)[0] for x in played]
         rows.append([name, *cells, "1" if name == "expert" else over_seeds(scores)])
     rows.append(["random", f"{zero.mean():.2f}", *["-"] * (len(players) - 1), "0"])
-    return table([f"{' and '.join(side)} | against", *players, "score against the expert"], rows)
+    return table([f"{' and '.join(side)}, against", *players, "score against the expert"], rows)
 
 
 def best_response(task: str, side: Side, name: str, index: int, opponent: str, folder: Path) -> Path | None:
