@@ -29,22 +29,13 @@ import torch
 
 from benchmarks.imitation import METHODS, as_folder, trained
 from benchmarks.loop import composed
-from benchmarks.seats import seat_returns
+from benchmarks.seats import SIDES, Side, seat_returns
 from benchmarks.tables import machine, table
 from benchmarks.trainings import BRIEF, FRESH, outcome, over_seeds
 from magail.config import build
 from magail.statistics import normalized_score
 from magail_envs.particle.env import ParticleEnv
 
-Side = tuple[str, ...]  # the groups that play together
-
-SIDES: dict[str, list[Side]] = {
-    "simple_push": [("adversary",), ("agent",)],
-    "simple_adversary": [("adversary",), ("agent",)],
-    "simple_tag": [("adversary",), ("agent",)],
-    "simple_crypto": [("eve",), ("alice", "bob")],
-    "simple_world_comm": [("leadadversary", "adversary"), ("agent",)],
-}
 EPISODES = 2000
 COPIES = 500
 

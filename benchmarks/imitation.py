@@ -6,9 +6,9 @@
 trains every method on every number of demonstrations, each seed on demonstrations of its own; a method of `METHODS`
 begins from a clone of them in the same views, which is judged too. Scores are normalised returns (0 random, 1 the
 expert) from 4,000 initial states that neither training nor the choice of the recipe saw, in the batched worlds, which
-agree with mpe2 step by step (tests/envs). A cell is the interquartile mean over the seeds with its 95 % bootstrap
-interval; a difference is the mean over the seeds, of the same demonstrations and initial states, with its 95 %
-t-interval.
+agree with mpe2 step by step (tests/envs); where sides compete, means over the sides, each against the expert. A cell is
+the interquartile mean over the seeds with its 95 % bootstrap interval; a difference is the mean over the seeds, of the
+same demonstrations and initial states, with its 95 % t-interval.
 
 A finished run is a row of the .csv file beside the page and is not repeated, and an unfinished one goes on from its
 checkpoint, so the command takes up where it was stopped, on another machine too. Delete rows to make them anew.
@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from benchmarks.loop import composed
-from benchmarks.seats import seat_returns
+from benchmarks.seats import SIDES, seat_returns
 from benchmarks.tables import machine, say, table
 from benchmarks.trainings import BRIEF, FRESH, over_seeds, train
 from magail.config import build
@@ -106,31 +106,30 @@ def trained(task: str, method: str, count: int, seed: int, runs: Path) -> Path |
 def measures(task: str, folder: Path) -> Row:
     """`FIELDS` of a finished run, without what it is called."""
     cfg = composed(f"env={task}").env
+    seeds = range(FRESH, FRESH + EPISODES)
     with closing(build(cfg.train)) as env:
-        groups = [group.name for group in env.groups]
-
-        def returns(player: str | None) -> np.ndarray:
-            return seat_returns(env, groups, player, "", range(FRESH, FRESH + EPISODES))
-
-        one, zero = returns(cfg.expert), returns(None)
-        imitator, clone = (
-            normalized_score(returns(str(folder / name)), one, zero)[0]
-            for name in ("policy.safetensors", "bc.safetensors")
+        sides = SIDES.get(task) or [tuple(group.name for group in env.groups)]
+        one, zero = (
+            [seat_returns(env, side, player, cfg.expert, seeds) for side in sides] for player in (cfg.expert, None)
         )
+
+        def score(policy: str) -> float:
+            played = [seat_returns(env, side, str(folder / policy), cfg.expert, seeds) for side in sides]
+            return float(np.mean([normalized_score(*x)[0] for x in zip(played, one, zero, strict=True)]))
+
+        imitator, clone = score("policy.safetensors"), score("bc.safetensors")
     lines = read_metrics(folder)
+    row = {"imitator": imitator, "clone": clone, "seconds": lines[-1]["seconds"]}
+    if task in SIDES:  # the learning curve is of all who compete together
+        return row
     points = [line for line in lines if "eval/return" in line]
     for point in points:  # from the first of the same states
         n = int(point["eval/episodes"])
-        point["score"] = (point["eval/return"] - zero[:n].mean()) / (one[:n].mean() - zero[:n].mean())
+        low, high = float(zero[0][:n].mean()), float(one[0][:n].mean())
+        point["score"] = (point["eval/return"] - low) / (high - low)
     cloned = [line for line in lines if "bc/step" in line][-1] | {"score": clone, "env_steps": 0}
     there = next((x for x in [cloned, *points] if x["score"] >= 0.95 * imitator), lines[-1])
-    row = {
-        "imitator": imitator,
-        "clone": clone,
-        "seconds": lines[-1]["seconds"],
-        "seconds to 95 %": there["seconds"],
-        "steps to 95 %": there["env_steps"],
-    }
+    row |= {"seconds to 95 %": there["seconds"], "steps to 95 %": there["env_steps"]}
     judged = [point for point in points if point.get("bc/held_out_loss") is not None]
     if judged:
         row["picked"] = min(judged, key=lambda x: x["bc/held_out_loss"])["score"]

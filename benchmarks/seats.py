@@ -18,6 +18,15 @@ from magail.rollout import play_episodes
 from magail.statistics import normalized_score
 from magail.types import BatchedEnv
 
+Side = tuple[str, ...]  # the groups that play together
+
+SIDES: dict[str, list[Side]] = {
+    "simple_push": [("adversary",), ("agent",)],
+    "simple_adversary": [("adversary",), ("agent",)],
+    "simple_tag": [("adversary",), ("agent",)],
+    "simple_crypto": [("eve",), ("alice", "bob")],
+    "simple_world_comm": [("leadadversary", "adversary"), ("agent",)],
+}
 EPISODES = 1000
 
 
