@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.imitation import METHODS, as_folder, trained
+from benchmarks.imitation import METHODS, as_folder, run
 from benchmarks.loop import composed
 from benchmarks.seats import SIDES, Side, seat_returns
 from benchmarks.tables import machine, table
-from benchmarks.trainings import BRIEF, FRESH, outcome, over_seeds
+from benchmarks.trainings import BRIEF, FRESH, over_seeds, trained
 from magail.config import build
 from magail.statistics import normalized_score
 from magail_envs.particle.env import ParticleEnv
@@ -47,7 +47,7 @@ def players_of(task: str, methods: Sequence[str], count: int, seeds: Sequence[in
     """The expert, and each method's imitators and the clones they began from."""
     players = {"expert": [str(composed(f"env={task}").env.expert)] * len(seeds)}
     for method in methods:
-        folders = [trained(task, method, count, seed, runs) for seed in seeds]
+        folders = [run(task, method, count, seed, runs) for seed in seeds]
         if None in folders:
             sys.exit("a cross-play takes all of the trainings: mend what failed, and run the command again")
         players[f"clone, of {method}"] = [f"{folder}/bc.safetensors" for folder in folders]
@@ -84,7 +84,7 @@ def best_response(task: str, side: Side, name: str, index: int, opponent: str, f
     opponents = ", ".join(f'{group}: "{opponent}"' for group in groups)
     words = ["experiment=expert_particle", f"env={task}", f"opponents={{{opponents}}}", f"seed={7 + index}"]
     response = folder / "best_response" / "_".join(side) / as_folder(name) / str(index)
-    return None if outcome(words, response, BRIEF) is None else response
+    return trained(words, response, BRIEF)
 
 
 def exploitation(

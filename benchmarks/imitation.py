@@ -25,7 +25,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ import torch
 from benchmarks.loop import composed
 from benchmarks.seats import SIDES, seat_returns
 from benchmarks.tables import machine, say, table
-from benchmarks.trainings import BRIEF, FRESH, over_seeds, train
+from benchmarks.trainings import BRIEF, FRESH, over_seeds, trained
 from magail.config import build
 from magail.logger import read_metrics
 from magail.statistics import interquartile_mean, normalized_score
@@ -93,39 +93,44 @@ def as_folder(name: str) -> str:
     return name.replace(", ", "_").replace(" ", "_")
 
 
-def trained(task: str, method: str, count: int, seed: int, runs: Path) -> Path | None:
+def run(task: str, method: str, count: int, seed: int, runs: Path) -> Path | None:
     """The run's folder, after its training; None where that failed."""
     folder = runs / task / as_folder(method) / str(count) / str(seed)
     words = [f"env={task}", f"demonstrations.count={count}", f"seed={seed}", f"evaluation.seed={FRESH}"]
-    if train([*words, *METHODS[method]], folder, [*BRIEF, *CURVE]):
-        return folder
-    say(f"{task}, {method}, {count}, seed {seed}: failed, see {folder}/output.txt")
-    return None
+    return trained([*words, *METHODS[method]], folder, [*BRIEF, *CURVE])
+
+
+def seats(task: str, player: str | None) -> list[np.ndarray]:
+    """`seat_returns` of each side against the expert; who does not compete is one side."""
+    cfg = composed(f"env={task}").env
+    with closing(build(cfg.train)) as env:
+        sides = SIDES.get(task) or [tuple(group.name for group in env.groups)]
+        return [seat_returns(env, side, player, cfg.expert, range(FRESH, FRESH + EPISODES)) for side in sides]
+
+
+@cache  # the same for all runs of a task
+def scale(task: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Returns in the `seats` that are worth 1 and 0: the expert's and random play's."""
+    return seats(task, composed(f"env={task}").env.expert), seats(task, None)
+
+
+def score(task: str, policy: Path) -> float:
+    sides = zip(seats(task, str(policy)), *scale(task), strict=True)
+    return float(np.mean([normalized_score(*returns)[0] for returns in sides]))
 
 
 def measures(task: str, folder: Path) -> Row:
     """`FIELDS` of a finished run, without what it is called."""
-    cfg = composed(f"env={task}").env
-    seeds = range(FRESH, FRESH + EPISODES)
-    with closing(build(cfg.train)) as env:
-        sides = SIDES.get(task) or [tuple(group.name for group in env.groups)]
-        one, zero = (
-            [seat_returns(env, side, player, cfg.expert, seeds) for side in sides] for player in (cfg.expert, None)
-        )
-
-        def score(policy: str) -> float:
-            played = [seat_returns(env, side, str(folder / policy), cfg.expert, seeds) for side in sides]
-            return float(np.mean([normalized_score(*x)[0] for x in zip(played, one, zero, strict=True)]))
-
-        imitator, clone = score("policy.safetensors"), score("bc.safetensors")
+    imitator, clone = (score(task, folder / name) for name in ("policy.safetensors", "bc.safetensors"))
     lines = read_metrics(folder)
     row = {"imitator": imitator, "clone": clone, "seconds": lines[-1]["seconds"]}
     if task in SIDES:  # the learning curve is of all who compete together
         return row
+    (one, *_), (zero, *_) = scale(task)
     points = [line for line in lines if "eval/return" in line]
     for point in points:  # from the first of the same states
         n = int(point["eval/episodes"])
-        low, high = float(zero[0][:n].mean()), float(one[0][:n].mean())
+        low, high = float(zero[:n].mean()), float(one[:n].mean())
         point["score"] = (point["eval/return"] - low) / (high - low)
     cloned = [line for line in lines if "bc/step" in line][-1] | {"score": clone, "env_steps": 0}
     there = next((x for x in [cloned, *points] if x["score"] >= 0.95 * imitator), lines[-1])
@@ -155,10 +160,11 @@ class Store:
         """The row of a run, which is made first where there is none; None where its training failed."""
         key = dict(zip(KEYS, (task, method, str(count), str(seed)), strict=True))
         if self._key(key) not in self.rows:
-            folder = trained(task, method, count, seed, runs)
+            folder = run(task, method, count, seed, runs)
             if folder is None:
                 return None
-            self._add(key | measures(task, folder) | {"commit": _commit()})
+            with self._lock:  # Hydra composes one configuration at a time
+                self._add(key | measures(task, folder) | {"commit": _commit()})
         return self.rows[self._key(key)]
 
     def _key(self, row: Row) -> tuple[str, ...]:
@@ -166,10 +172,9 @@ class Store:
 
     def _add(self, row: Row) -> None:
         row = dict.fromkeys(FIELDS, "") | {k: f"{x:.5g}" if isinstance(x, float) else str(x) for k, x in row.items()}
-        with self._lock:
-            self.rows[self._key(row)] = row
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, FIELDS, lineterminator="\n").writerow(row)
+        self.rows[self._key(row)] = row
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, FIELDS, lineterminator="\n").writerow(row)
         say(", ".join(f"{name} {row[name]}" for name in (*KEYS, "imitator", "clone", "seconds")))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tables import say
+from magail.logger import read_metrics
 from magail.statistics import mean_interval
 
 QUIET = ["threads=1", "logger.mode=disabled"]
@@ -46,14 +47,19 @@ def train(words: Sequence[str], folder: Path, brief: Sequence[str] = BRIEF) -> b
     return results.exists()
 
 
+def trained(words: Sequence[str], folder: Path, brief: Sequence[str]) -> Path | None:
+    """``folder`` after `train`; None, which is said, where that failed."""
+    if train(words, folder, brief):
+        return folder
+    say(f"{' '.join(words)}: failed, see {folder}/output.txt")
+    return None
+
+
 def outcome(words: Sequence[str], folder: Path, brief: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """What `train` left: every policy's results, and the last line of the metrics; None where it failed."""
-    if not train(words, folder, brief):
-        say(f"{' '.join(words)}: failed, see {folder}/output.txt")
+    if trained(words, folder, brief) is None:
         return None
-    policies = json.loads((folder / "results.json").read_text())["policies"]
-    *_, last = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
-    return policies, last
+    return json.loads((folder / "results.json").read_text())["policies"], read_metrics(folder)[-1]
 
 
 def demonstrations_of(task: str, runs: Path) -> list[str]:

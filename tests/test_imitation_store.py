@@ -12,11 +12,11 @@ def made(monkeypatch):
     """Which runs are trained, where training is only pretended; that of seed 1 fails."""
     runs = []
 
-    def trained(task, method, count, seed, folder):
+    def run(task, method, count, seed, folder):
         runs.append((task, method, count, seed))
         return None if seed == 1 else folder
 
-    monkeypatch.setattr(imitation, "trained", trained)
+    monkeypatch.setattr(imitation, "run", run)
     scores = {"imitator": 0.9, "clone": 0.5, "seconds": 60.0, "seconds to 95 %": 40.0, "steps to 95 %": 0}
     monkeypatch.setattr(imitation, "measures", lambda task, folder: dict(scores))
     return runs
