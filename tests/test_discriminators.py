@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 from magail.discriminators import losses, rewards
-from magail.discriminators.discriminator import Discriminator, EnvironmentReward, NoDiscriminator
+from magail.discriminators.discriminator import Discriminator, EnvironmentReward, NoDiscriminator, _afterlife
 from magail.discriminators.learned import LearnedReward
 from magail.discriminators.priors import ABSORBING, Centralized, Decentralized, Single, ZeroSum
 from magail.discriminators.regularizers import (
@@ -167,6 +167,7 @@ OPTIONS = {
     "replay": 0,
     "pause_above": 1.0,
     "absorbing": False,
+    "gamma": 0.5,
 }
 
 
@@ -317,7 +318,8 @@ def test_gradient_penalty_is_that_of_each_judge(prior, shaped):
 
 
 def examples_of(prior, batch, target):
-    return Examples(prior.features(batch), batch.field("mask"), torch.tensor(target), {})
+    weight = torch.ones(*batch.batch_shape, 1)
+    return Examples(prior.features(batch), batch.field("mask"), torch.tensor(target), {}, weight)
 
 
 def test_label_smoothing_and_noise_in_closed_form():
@@ -557,20 +559,20 @@ def test_absorbing_steps_are_told_apart_too(airl_discount):
     rollout = ending(random_batch(TWO_SIDES, 8, 8, alive=0.8), True)
     expert = source(lambda n: ending(random_batch(TWO_SIDES, n), False))
     discriminator = make(steps=150, absorbing=True, airl_discount=airl_discount)
-    examples = discriminator._examples(rollout.flatten(), 0.0, policy)
-    alive = rollout.groups["wolf"].mask.sum()
-    assert len(examples.mask["wolf"]) == 128
-    assert examples.mask["wolf"].sum() == 2 * alive
-    assert (examples.features.get("wolf", examples.features.get("g/wolf"))[64:] == ABSORBING).all()
+    rollout.groups["sheep"].terminated[0] = rollout.groups["wolf"].terminated[0] = False
+    examples = discriminator._examples(_afterlife(rollout.flatten()), 0.0, policy)
+    assert (examples.mask["wolf"].sum(0) == rollout.groups["wolf"].mask[1:].flatten(0, 1).sum(0)).all()
+    assert (examples.features.get("wolf", examples.features.get("g/wolf")) == ABSORBING).all()
     if airl_discount:
-        assert (examples.log_prob["wolf"][64:] == 0).all()
+        assert (examples.log_prob["wolf"] == 0).all()
     discriminator.update(rollout, expert, policy)
     after = absorbing_transition(rollout)
     mask = after.groups["wolf"].mask
     assert (discriminator.reward(after)["wolf"][mask] < -0.5).all()
 
 
-def test_the_absorbing_state_is_none_that_can_be_observed():
+@pytest.mark.parametrize("gamma", [0.5, 0.9])
+def test_the_absorbing_state_is_none_that_can_be_observed(gamma):
     """Not even zeros, where the expert may be: the discriminator likes those here and not what follows on an end."""
     torch.manual_seed(0)
     policy = Policy(TWO_SIDES)
@@ -583,13 +585,15 @@ def test_the_absorbing_state_is_none_that_can_be_observed():
 
     rollout = at_zero(random_batch(TWO_SIDES, 8, 8), True)
     expert = source(lambda n: at_zero(random_batch(TWO_SIDES, n), False))
-    discriminator = make(steps=150, absorbing=True)
+    discriminator = make(steps=150, absorbing=True, gamma=gamma)
     discriminator.update(rollout, expert, policy)
     after = discriminator.reward(absorbing_transition(rollout[:1, :1]))
     for name, reward in discriminator.reward(rollout).items():
-        # the same on both sides, but half of the generator's examples are absorbing: log 2
-        torch.testing.assert_close(reward, torch.full_like(reward, math.log(2)), atol=0.1, rtol=0)
+        # the same on both sides, but of the generator's discounted time only the share 1 - gamma is not absorbing
+        torch.testing.assert_close(reward, torch.full_like(reward, -math.log(1 - gamma)), atol=0.1, rtol=0)
         assert (after[name] < -0.5).all()
+    reported = discriminator.report(rollout)["discriminator/absorbing_reward"]
+    assert reported == pytest.approx(torch.cat(list(after.values()), -1).mean().item())
 
 
 def test_the_report_is_the_correlation_with_the_true_reward():
@@ -667,6 +671,7 @@ def test_learned_rewards_that_do_not_fit_are_refused(tmp_path):
         {"loss": losses.least_squares},
         {"loss": losses.hinge, "prior_options": {"spectral_norm": True, "dropout": 0.1}},
         {"mixup": 0.5, "input_noise": 0.1},
+        {"mixup": 0.5, "absorbing": True},
         {"label_smoothing": 0.1, "replay": 2},
         {"prior_options": {"inputs": ["obs", "next_obs"]}},
     ],

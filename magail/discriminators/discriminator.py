@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from magail.advantage import correlation, masked_mean, mean_info
 from magail.demonstrations import Demonstrations
 from magail.discriminators.learned import REWARD_FILE, FixedReward, save_reward
 from magail.discriminators.priors import Prior, ZeroSum
-from magail.discriminators.regularizers import POINTS, Examples, gradient_penalty, mixed, smoothed, with_noise
+from magail.discriminators.regularizers import POINTS, Examples, gradient_penalty, joined, mixed, smoothed, with_noise
 from magail.discriminators.shaped import Shaped
 from magail.networks import RunningNormalizer, module_dict
 from magail.policy import Policy
@@ -64,6 +63,7 @@ class Discriminator:
         replay: int,
         pause_above: float,
         absorbing: bool,
+        gamma: float,
     ) -> None:
         check_range({"discriminator.steps": steps, "discriminator.batch_size": batch_size}, 1)
         check_range({"discriminator.learning_rate": learning_rate, "discriminator.weight_decay": weight_decay}, 0)
@@ -71,6 +71,7 @@ class Discriminator:
         check_range({"discriminator.input_noise": input_noise, "discriminator.replay": replay}, 0)
         check_range({"discriminator.label_smoothing": label_smoothing}, 0, 0.5)
         check_range({"discriminator.pause_above": pause_above}, 0.5, 1)
+        check_range({"discriminator.gamma": gamma}, 0, 0.9999 if absorbing else 1)
         if gradient_penalty_points not in POINTS:
             known = " or ".join(POINTS)
             raise ValueError(f"discriminator.gradient_penalty_points={gradient_penalty_points} must be {known}")
@@ -102,7 +103,7 @@ class Discriminator:
         self.penalty, self.penalty_center = gradient_penalty, gradient_penalty_center
         self.penalty_points = POINTS[gradient_penalty_points]
         self.input_noise, self.label_smoothing, self.pause_above = input_noise, label_smoothing, pause_above
-        self.absorbing = absorbing
+        self.absorbing, self.gamma = absorbing, gamma
         self.past: deque[JointTransition] = deque(maxlen=replay)  # rollouts of the last rounds, [T * E]
         self.optimizer = torch.optim.AdamW(
             self.prior.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
@@ -163,16 +164,18 @@ class Discriminator:
         return {name: x - log_prob[name] for name, x in logits.items()} if self.airl else logits
 
     def _step(self, generated: JointTransition, expert: JointTransition, policy: Policy) -> dict[str, Tensor]:
-        examples = [self._examples(*labelled, policy) for labelled in self.prior.labelled(generated, expert, policy)]
-        expert_side, generated_side = (
-            {name: x[: self.batch_size] for name, x in side.features.items()} for side in (examples[0], examples[-1])
-        )  # without absorbing steps, whose rows are mostly empty
+        labelled = self.prior.labelled(generated, expert, policy)
+        examples = [self._examples(batch, target, policy) for batch, target in labelled]
+        expert_side, generated_side = examples[0].features, examples[-1].features
+        after = [self._examples(_afterlife(x), target, policy) for x, target in labelled] if self.absorbing else []
         if self.mixup:
-            examples = [mixed(examples[0], examples[-1], self.mixup)]
+            examples = [joined([mixed(examples[0], examples[-1], self.mixup), *after])]
+        elif after:
+            examples = [joined(parts) for parts in zip(examples, after, strict=True)]
         examples = [self._disturbed(x) for x in examples]
         logits = [self._logits(x.features, x.log_prob) for x in examples]
         losses = [
-            masked_mean(self.loss_fn(of_group, x.target.expand_as(of_group)), x.mask[name])
+            masked_mean(self.loss_fn(of_group, x.target.expand_as(of_group)), x.weight * x.mask[name])
             for of_examples, x in zip(logits, examples, strict=True)
             for name, of_group in of_examples.items()
         ]
@@ -199,25 +202,20 @@ class Discriminator:
         return info
 
     def _examples(self, batch: JointTransition, target: float, policy: Policy) -> Examples:
-        some = next(iter(batch.groups.values())).obs
+        """A batch ``[B]`` and what to call it; an absorbing step stands for all of its discounted time.
+
+        That is ``gamma + gamma^2 + ...`` steps, as in the generator's returns. Counted as one, where episodes are long,
+        what follows on their ends would be hardly learned.
+        """
+        features = self.prior.features(batch)
+        some = next(iter(features.values()))
         log_prob = {}
         if self.airl:
             with torch.no_grad():
-                log_prob = policy.log_prob(batch)
-        examples = Examples(self.prior.features(batch), batch.field("mask"), some.new_tensor(target), log_prob)
-        return self._with_afterlife(examples, batch) if self.absorbing else examples
-
-    def _with_afterlife(self, examples: Examples, batch: JointTransition) -> Examples:
-        """The examples of a batch, and behind them the absorbing steps that follow on its terminations."""
-        after = absorbing_transition(batch)
-        ended = torch.cat(list(after.field("mask").values()), -1).any(-1).nonzero().squeeze(1)
-        after = after.rows(ended)
-        features, mask = self.prior.features(after), after.field("mask")
-        return replace(
-            examples,
-            features={name: torch.cat([x, features[name]]) for name, x in examples.features.items()},
-            mask={name: torch.cat([x, mask[name]]) for name, x in examples.mask.items()},
-            log_prob={name: torch.cat([x, x.new_zeros(mask[name].shape)]) for name, x in examples.log_prob.items()},
+                log_prob = batch.field("log_prob") if batch.absorbing else policy.log_prob(batch)
+        weight = self.gamma / (1 - self.gamma) if batch.absorbing else 1.0
+        return Examples(
+            features, batch.field("mask"), some.new_tensor(target), log_prob, some.new_full((len(some), 1), weight)
         )
 
     def _disturbed(self, examples: Examples) -> Examples:
@@ -233,11 +231,16 @@ class Discriminator:
     def report(self, rollout: JointTransition) -> dict[str, float]:
         """How well the learned reward of a rollout ``[T, E]`` goes with the true one, which training never sees.
 
-        Pearson's correlation over each agent's steps, mean over the agents.
+        Pearson's correlation over each agent's steps, mean over the agents; and what an absorbing step pays beside what
+        the others do (``generator/reward_mean``).
         """
         learned = self.learned_reward(rollout)
         per_agent = torch.cat([correlation(learned[n], g.env_reward, g.mask) for n, g in rollout.groups.items()])
-        return {"discriminator/reward_correlation": per_agent.mean().item()}
+        info = {"discriminator/reward_correlation": per_agent.mean().item()}
+        if self.absorbing:
+            after = self.reward(absorbing_transition(rollout[:1, :1]))  # the same for all steps and copies
+            info["discriminator/absorbing_reward"] = torch.cat(list(after.values()), -1).mean().item()
+        return info
 
     def save(self, run_dir: Path) -> None:
         """Write the learned reward, for `LearnedReward`."""
@@ -260,6 +263,13 @@ class Discriminator:
             scale.load_state_dict(state["scales"][name])
         for rollout in state["past"]:
             self.past.append(JointTransition({name: Transition(**group) for name, group in rollout.items()}))
+
+
+def _afterlife(batch: JointTransition) -> JointTransition:
+    """The absorbing steps that follow on the terminations in a batch ``[B]``; only rows with one."""
+    after = absorbing_transition(batch)
+    ended = torch.cat(list(after.field("mask").values()), -1).any(-1)
+    return after.rows(ended.nonzero().squeeze(1))
 
 
 def _accuracy(logits: Sequence[ByGroup], examples: Sequence[Examples], side: int) -> Tensor:

@@ -7,7 +7,7 @@ an accuracy are the `Discriminator`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,6 +27,23 @@ class Examples:
     mask: ByGroup  # [B, A] bool, whose logits count
     target: Tensor  # [B, 1], or [] where all are alike: how much of the expert there is in it, 0 to 1
     log_prob: ByGroup  # [B, A] of the actions under the policy; only AIRL looks
+    weight: Tensor  # [B, 1], how many steps a row stands for
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """One behind the other."""
+
+    def join(field: str) -> ByGroup:
+        values = [getattr(part, field) for part in parts]
+        return {name: torch.cat([value[name] for value in values]) for name in values[0]}
+
+    return Examples(
+        features=join("features"),
+        mask=join("mask"),
+        target=torch.cat([part.target.expand_as(part.weight) for part in parts]),
+        log_prob=join("log_prob"),
+        weight=torch.cat([part.weight for part in parts]),
+    )
 
 
 def with_noise(examples: Examples, std: float) -> Examples:
@@ -46,15 +63,16 @@ def mixed(expert: Examples, generated: Examples, alpha: float) -> Examples:
     mixup (Zhang et al. 2018, arXiv 1710.09412), for imitation as in Orsini et al. 2021 (arXiv 2106.00672).
     """
     some = next(iter(expert.mask.values()))
-    weight = torch.distributions.Beta(alpha, alpha).sample((len(some), 1)).to(some.device)  # [B, 1]
+    share = torch.distributions.Beta(alpha, alpha).sample((len(some), 1)).to(some.device)  # [B, 1], of the expert
     return Examples(
         features={
-            name: weight.unsqueeze(-1) * x + (1 - weight.unsqueeze(-1)) * generated.features[name]
+            name: share.unsqueeze(-1) * x + (1 - share.unsqueeze(-1)) * generated.features[name]
             for name, x in expert.features.items()
         },
         mask={name: x & generated.mask[name] for name, x in expert.mask.items()},
-        target=weight * expert.target + (1 - weight) * generated.target,
+        target=share * expert.target + (1 - share) * generated.target,
         log_prob=expert.log_prob,
+        weight=expert.weight + generated.weight,
     )
 
 
