@@ -167,7 +167,7 @@ OPTIONS = {
     "replay": 0,
     "pause_above": 1.0,
     "absorbing": False,
-    "gamma": 0.5,
+    "absorbing_weight": 1.0,
 }
 
 
@@ -571,8 +571,8 @@ def test_absorbing_steps_are_told_apart_too(airl_discount):
     assert (discriminator.reward(after)["wolf"][mask] < -0.5).all()
 
 
-@pytest.mark.parametrize("gamma", [0.5, 0.9])
-def test_the_absorbing_state_is_none_that_can_be_observed(gamma):
+@pytest.mark.parametrize("weight", [1.0, 9.0])
+def test_the_absorbing_state_is_none_that_can_be_observed(weight):
     """Not even zeros, where the expert may be: the discriminator likes those here and not what follows on an end."""
     torch.manual_seed(0)
     policy = Policy(TWO_SIDES)
@@ -585,12 +585,12 @@ def test_the_absorbing_state_is_none_that_can_be_observed(gamma):
 
     rollout = at_zero(random_batch(TWO_SIDES, 8, 8), True)
     expert = source(lambda n: at_zero(random_batch(TWO_SIDES, n), False))
-    discriminator = make(steps=150, absorbing=True, gamma=gamma)
+    discriminator = make(steps=150, absorbing=True, absorbing_weight=weight)
     discriminator.update(rollout, expert, policy)
     after = discriminator.reward(absorbing_transition(rollout[:1, :1]))
     for name, reward in discriminator.reward(rollout).items():
-        # the same on both sides, but of the generator's discounted time only the share 1 - gamma is not absorbing
-        torch.testing.assert_close(reward, torch.full_like(reward, -math.log(1 - gamma)), atol=0.1, rtol=0)
+        # the same on both sides, but of what the generator shows only 1 in 1 + weight is not absorbing
+        torch.testing.assert_close(reward, torch.full_like(reward, math.log(1 + weight)), atol=0.1, rtol=0)
         assert (after[name] < -0.5).all()
     reported = discriminator.report(rollout)["discriminator/absorbing_reward"]
     assert reported == pytest.approx(torch.cat(list(after.values()), -1).mean().item())

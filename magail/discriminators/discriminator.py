@@ -63,7 +63,7 @@ class Discriminator:
         replay: int,
         pause_above: float,
         absorbing: bool,
-        gamma: float,
+        absorbing_weight: float,
     ) -> None:
         check_range({"discriminator.steps": steps, "discriminator.batch_size": batch_size}, 1)
         check_range({"discriminator.learning_rate": learning_rate, "discriminator.weight_decay": weight_decay}, 0)
@@ -71,7 +71,7 @@ class Discriminator:
         check_range({"discriminator.input_noise": input_noise, "discriminator.replay": replay}, 0)
         check_range({"discriminator.label_smoothing": label_smoothing}, 0, 0.5)
         check_range({"discriminator.pause_above": pause_above}, 0.5, 1)
-        check_range({"discriminator.gamma": gamma}, 0, 0.9999 if absorbing else 1)
+        check_range({"discriminator.absorbing_weight": absorbing_weight}, 0)
         if gradient_penalty_points not in POINTS:
             known = " or ".join(POINTS)
             raise ValueError(f"discriminator.gradient_penalty_points={gradient_penalty_points} must be {known}")
@@ -103,7 +103,7 @@ class Discriminator:
         self.penalty, self.penalty_center = gradient_penalty, gradient_penalty_center
         self.penalty_points = POINTS[gradient_penalty_points]
         self.input_noise, self.label_smoothing, self.pause_above = input_noise, label_smoothing, pause_above
-        self.absorbing, self.gamma = absorbing, gamma
+        self.absorbing, self.absorbing_weight = absorbing, absorbing_weight
         self.past: deque[JointTransition] = deque(maxlen=replay)  # rollouts of the last rounds, [T * E]
         self.optimizer = torch.optim.AdamW(
             self.prior.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
@@ -202,10 +202,10 @@ class Discriminator:
         return info
 
     def _examples(self, batch: JointTransition, target: float, policy: Policy) -> Examples:
-        """A batch ``[B]`` and what to call it; an absorbing step stands for all of its discounted time.
+        """A batch ``[B]`` and what to call it; an absorbing step stands for ``absorbing_weight`` steps.
 
-        That is ``gamma + gamma^2 + ...`` steps, as in the generator's returns. Counted as one, where episodes are long,
-        what follows on their ends would be hardly learned.
+        To the generator it is worth ``gamma + gamma^2 + ...`` steps. Counted as one, where episodes are long, what
+        follows on their ends is hardly learned; counted as many, their number in a batch is noise.
         """
         features = self.prior.features(batch)
         some = next(iter(features.values()))
@@ -213,7 +213,7 @@ class Discriminator:
         if self.airl:
             with torch.no_grad():
                 log_prob = batch.field("log_prob") if batch.absorbing else policy.log_prob(batch)
-        weight = self.gamma / (1 - self.gamma) if batch.absorbing else 1.0
+        weight = self.absorbing_weight if batch.absorbing else 1.0
         return Examples(
             features, batch.field("mask"), some.new_tensor(target), log_prob, some.new_full((len(some), 1), weight)
         )

@@ -24,7 +24,6 @@ DISCRIMINATOR = discriminator_options | {
     "steps": 5,
     "batch_size": 256,
     "gradient_penalty": 0.1,
-    "gamma": OPTIONS["gamma"],
 }
 
 
