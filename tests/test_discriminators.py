@@ -1,6 +1,7 @@
 import functools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 from magail.discriminators import losses, rewards
-from magail.discriminators.discriminator import Discriminator, EnvironmentReward, NoDiscriminator, _afterlife
+from magail.discriminators.discriminator import Discriminator, EnvironmentReward, NoDiscriminator, _ends
 from magail.discriminators.learned import LearnedReward
 from magail.discriminators.priors import ABSORBING, Centralized, Decentralized, Single, ZeroSum
 from magail.discriminators.regularizers import (
@@ -191,9 +192,9 @@ def make(
     return Discriminator(groups, demonstrations, None, prior=build, loss=loss, reward=reward, **(OPTIONS | options))
 
 
-def source(draw):
+def source(draw, transitions=None):
     """Demonstrations that ``draw(n)`` anew at every sample."""
-    return type("D", (), {"sample": lambda self, n: draw(n)})()
+    return SimpleNamespace(sample=draw, transitions=transitions or draw(256))
 
 
 def test_zero_sum_rewards_sum_to_zero_over_the_sides():
@@ -207,7 +208,9 @@ def test_zero_sum_rewards_sum_to_zero_over_the_sides():
 def test_zero_sum_trains_on_expert_states_with_one_sides_actions_swapped():
     generated, expert = random_batch(TWO_SIDES, 64), random_batch(TWO_SIDES, 64)
     policy = Policy(TWO_SIDES)
-    (first, one), (even, half), (second, zero) = ZeroSum(TWO_SIDES, **SIZES).labelled(generated, expert, policy)
+    labelled = ZeroSum(TWO_SIDES, **SIZES).labelled(generated, expert, policy)
+    (first, one, _), (even, half, _), (second, zero, _) = labelled
+    assert {source for _, _, source in labelled} == {"expert"}
     assert (one, half, zero) == (1.0, 0.5, 0.0)
     assert even is expert
     for batch in (first, second):
@@ -318,8 +321,8 @@ def test_gradient_penalty_is_that_of_each_judge(prior, shaped):
 
 
 def examples_of(prior, batch, target):
-    weight = torch.ones(*batch.batch_shape, 1)
-    return Examples(prior.features(batch), batch.field("mask"), torch.tensor(target), {}, weight)
+    weight = {name: mask.float() for name, mask in batch.field("mask").items()}
+    return Examples(prior.features(batch), weight, torch.tensor(target), {})
 
 
 def test_label_smoothing_and_noise_in_closed_form():
@@ -340,7 +343,8 @@ def test_mixtures_lie_between_their_pairs_with_the_expert_share_as_target():
     share = mixture.target.unsqueeze(-1)
     for name, x in mixture.features.items():
         torch.testing.assert_close(x, share * expert.features[name] + (1 - share) * generated.features[name])
-        assert torch.equal(mixture.mask[name], expert.mask[name] & generated.mask[name])
+        both = (expert.weight[name] > 0) & (generated.weight[name] > 0)
+        assert torch.equal(mixture.weight[name], 2.0 * both)
     # Beta(1/2, 1/2) has the variance 1/8
     assert mixture.target.var().item() == pytest.approx(1 / 8, abs=0.02)
 
@@ -560,8 +564,8 @@ def test_absorbing_steps_are_told_apart_too(airl_discount):
     expert = source(lambda n: ending(random_batch(TWO_SIDES, n), False))
     discriminator = make(steps=150, absorbing=True, airl_discount=airl_discount)
     rollout.groups["sheep"].terminated[0] = rollout.groups["wolf"].terminated[0] = False
-    examples = discriminator._examples(_afterlife(rollout.flatten()), 0.0, policy)
-    assert (examples.mask["wolf"].sum(0) == rollout.groups["wolf"].mask[1:].flatten(0, 1).sum(0)).all()
+    examples = discriminator._afterlife(rollout.flatten(), 0.0, _ends(rollout.flatten()))
+    torch.testing.assert_close(examples.weight["wolf"][0], rollout.groups["wolf"].mask[1:].flatten(0, 1).sum(0).float())
     assert (examples.features.get("wolf", examples.features.get("g/wolf")) == ABSORBING).all()
     if airl_discount:
         assert (examples.log_prob["wolf"] == 0).all()
@@ -572,26 +576,32 @@ def test_absorbing_steps_are_told_apart_too(airl_discount):
 
 
 @pytest.mark.parametrize("weight", [1.0, 9.0])
-def test_the_absorbing_state_is_none_that_can_be_observed(weight):
-    """Not even zeros, where the expert may be: the discriminator likes those here and not what follows on an end."""
+def test_absorbing_steps_weigh_what_is_to_be_expected(weight):
+    """Two in 80 of the expert's steps end and one in ten of the generator's, all alike: the logits of the optimum.
+
+    The batch is too small to tell by itself. Zeros can be observed, so what follows on an end is not zeros.
+    """
     torch.manual_seed(0)
     policy = Policy(TWO_SIDES)
 
-    def at_zero(batch, ends):
+    def alike(batch, ends):
         for group in batch.groups.values():
             group.obs, group.action = torch.zeros_like(group.obs), torch.zeros_like(group.action)
-            group.terminated = torch.full_like(group.mask, ends)
+            group.terminated = torch.zeros_like(group.mask)
+            group.terminated[:ends] = True
         return batch
 
-    rollout = at_zero(random_batch(TWO_SIDES, 8, 8), True)
-    expert = source(lambda n: at_zero(random_batch(TWO_SIDES, n), False))
-    discriminator = make(steps=150, absorbing=True, absorbing_weight=weight)
+    rollout = alike(random_batch(TWO_SIDES, 10, 8), 1)  # all copies end at once
+    whole = alike(random_batch(TWO_SIDES, 80), 2)
+    expert = source(lambda n: alike(random_batch(TWO_SIDES, n), 0), whole)
+    discriminator = make(steps=600, batch_size=8, absorbing=True, absorbing_weight=weight, learning_rate=0.003)
     discriminator.update(rollout, expert, policy)
     after = discriminator.reward(absorbing_transition(rollout[:1, :1]))
+    rest = (1 + 0.1 * weight) / (1 + 0.025 * weight)
     for name, reward in discriminator.reward(rollout).items():
-        # the same on both sides, but of what the generator shows only 1 in 1 + weight is not absorbing
-        torch.testing.assert_close(reward, torch.full_like(reward, math.log(1 + weight)), atol=0.1, rtol=0)
-        assert (after[name] < -0.5).all()
+        torch.testing.assert_close(reward, torch.full_like(reward, math.log(rest)), atol=0.02, rtol=0)
+        of_after = torch.full_like(after[name], math.log(rest * 0.025 / 0.1))
+        torch.testing.assert_close(after[name], of_after, atol=0.1, rtol=0)
     reported = discriminator.report(rollout)["discriminator/absorbing_reward"]
     assert reported == pytest.approx(torch.cat(list(after.values()), -1).mean().item())
 

@@ -113,9 +113,10 @@ class Discriminator:
         """Train on a rollout ``[T, E]`` and demonstrations; the numbers are means over the steps."""
         generated = rollout.flatten()
         seen = concatenate([generated, *self.past])
+        ends = {"expert": _ends(demonstrations.transitions), "generated": _ends(seen)} if self.absorbing else {}
         self.prior.train()
         infos = [
-            self._step(seen.sample(self.batch_size), demonstrations.sample(self.batch_size), policy)
+            self._step(seen.sample(self.batch_size), demonstrations.sample(self.batch_size), ends, policy)
             for _ in range(self.steps)
         ]
         self.prior.eval()
@@ -163,11 +164,13 @@ class Discriminator:
         logits = self.prior.by_agent(self.prior.raw_logits(features))
         return {name: x - log_prob[name] for name, x in logits.items()} if self.airl else logits
 
-    def _step(self, generated: JointTransition, expert: JointTransition, policy: Policy) -> dict[str, Tensor]:
+    def _step(
+        self, generated: JointTransition, expert: JointTransition, ends: dict[str, ByGroup], policy: Policy
+    ) -> dict[str, Tensor]:
         labelled = self.prior.labelled(generated, expert, policy)
-        examples = [self._examples(batch, target, policy) for batch, target in labelled]
+        examples = [self._examples(batch, target, policy) for batch, target, _ in labelled]
         expert_side, generated_side = examples[0].features, examples[-1].features
-        after = [self._examples(_afterlife(x), target, policy) for x, target in labelled] if self.absorbing else []
+        after = [self._afterlife(batch, target, ends[source]) for batch, target, source in labelled] if ends else []
         if self.mixup:
             examples = [joined([mixed(examples[0], examples[-1], self.mixup), *after])]
         elif after:
@@ -175,7 +178,7 @@ class Discriminator:
         examples = [self._disturbed(x) for x in examples]
         logits = [self._logits(x.features, x.log_prob) for x in examples]
         losses = [
-            masked_mean(self.loss_fn(of_group, x.target.expand_as(of_group)), x.weight * x.mask[name])
+            masked_mean(self.loss_fn(of_group, x.target.expand_as(of_group)), x.weight[name])
             for of_examples, x in zip(logits, examples, strict=True)
             for name, of_group in of_examples.items()
         ]
@@ -202,21 +205,24 @@ class Discriminator:
         return info
 
     def _examples(self, batch: JointTransition, target: float, policy: Policy) -> Examples:
-        """A batch ``[B]`` and what to call it; an absorbing step stands for ``absorbing_weight`` steps.
-
-        To the generator it is worth ``gamma + gamma^2 + ...`` steps. Counted as one, where episodes are long, what
-        follows on their ends is hardly learned; counted as many, their number in a batch is noise.
-        """
-        features = self.prior.features(batch)
-        some = next(iter(features.values()))
+        """A batch ``[B]``, and what to call it."""
         log_prob = {}
         if self.airl:
             with torch.no_grad():
-                log_prob = batch.field("log_prob") if batch.absorbing else policy.log_prob(batch)
-        weight = self.absorbing_weight if batch.absorbing else 1.0
-        return Examples(
-            features, batch.field("mask"), some.new_tensor(target), log_prob, some.new_full((len(some), 1), weight)
-        )
+                log_prob = policy.log_prob(batch)
+        weight = {name: mask.float() for name, mask in batch.field("mask").items()}
+        return Examples(self.prior.features(batch), weight, _as_target(target, weight), log_prob)
+
+    def _afterlife(self, batch: JointTransition, target: float, ends: ByGroup) -> Examples:
+        """The absorbing steps that follow on the ends in a batch ``[B]``, as one row ``[1]``, for they are all alike.
+
+        It weighs as many as are to be expected in the batch: their own number in it is mostly noise. Each end stands
+        for ``absorbing_weight`` steps; to the generator it is worth ``gamma + gamma^2 + ...`` of them.
+        """
+        after = absorbing_transition(batch[:1])
+        steps = batch.batch_shape[0] * self.absorbing_weight
+        weight = {name: steps * share for name, share in ends.items()}
+        return Examples(self.prior.features(after), weight, _as_target(target, weight), after.field("log_prob"))
 
     def _disturbed(self, examples: Examples) -> Examples:
         if self.input_noise:
@@ -265,20 +271,24 @@ class Discriminator:
             self.past.append(JointTransition({name: Transition(**group) for name, group in rollout.items()}))
 
 
-def _afterlife(batch: JointTransition) -> JointTransition:
-    """The absorbing steps that follow on the terminations in a batch ``[B]``; only rows with one."""
-    after = absorbing_transition(batch)
-    ended = torch.cat(list(after.field("mask").values()), -1).any(-1)
-    return after.rows(ended.nonzero().squeeze(1))
+def _ends(batch: JointTransition) -> ByGroup:
+    """In what share of the steps of a batch ``[B]`` in which anybody lives each agent terminates, ``[1, A]``."""
+    mask = batch.field("mask")
+    steps = torch.cat(list(mask.values()), -1).any(-1).sum().clamp(min=1)
+    return {name: (g.terminated & g.mask).sum(0, keepdim=True) / steps for name, g in batch.groups.items()}
+
+
+def _as_target(target: float, weight: ByGroup) -> Tensor:
+    return next(iter(weight.values())).new_tensor(target)
 
 
 def _accuracy(logits: Sequence[ByGroup], examples: Sequence[Examples], side: int) -> Tensor:
-    """Share of the living agents' logits on the right side, among what is mostly the expert's (1) or generated (-1)."""
+    """Share of the weight of logits on the right side, among what is mostly the expert's (1) or generated (-1)."""
     right = count = torch.zeros((), device=examples[0].target.device)
     for of_examples, x in zip(logits, examples, strict=True):
         for name, of_group in of_examples.items():
-            chosen = x.mask[name] & (side * (x.target - 0.5) > 0)
-            right, count = right + ((side * of_group > 0) & chosen).sum(), count + chosen.sum()
+            chosen = x.weight[name] * (side * (x.target - 0.5) > 0)
+            right, count = right + (side * of_group > 0).mul(chosen).sum(), count + chosen.sum()
     return right / count.clamp(min=1)
 
 

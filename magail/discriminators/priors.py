@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,13 @@ from magail.policy import Policy
 from magail.ranges import check_range
 from magail.types import AgentGroup, ByGroup, JointTransition, Transition
 
-Labelled = tuple[JointTransition, float]
-"""A batch ``[B]`` and the probability with which it should be called the expert's."""
+
+class Labelled(NamedTuple):
+    """What is to be told apart from others."""
+
+    batch: JointTransition  # [B]
+    target: float  # the probability with which it should be called the expert's
+    source: str  # whose steps, and ends of episodes, these are: "expert" or "generated"
 
 
 INPUTS = ("obs", "action", "next_obs", "terminated")
@@ -174,7 +179,7 @@ class Prior(nn.Module):
 
     def labelled(self, generated: JointTransition, expert: JointTransition, policy: Policy) -> list[Labelled]:
         """The batches to tell apart."""
-        return [(expert, 1.0), (generated, 0.0)]
+        return [Labelled(expert, 1.0, "expert"), Labelled(generated, 0.0, "generated")]
 
     def features(self, batch: JointTransition) -> ByGroup:
         """Inputs ``[B, N, F]`` of each of the prior's networks.
@@ -342,9 +347,9 @@ class ZeroSum(Single):
         action, _ = policy.act(expert.field("obs"))
         second_side = set(expert.groups) - self.first_side
         return [
-            (_with_actions(expert, action, second_side), 1.0),
-            (expert, 0.5),
-            (_with_actions(expert, action, self.first_side), 0.0),
+            Labelled(_with_actions(expert, action, second_side), 1.0, "expert"),
+            Labelled(expert, 0.5, "expert"),
+            Labelled(_with_actions(expert, action, self.first_side), 0.0, "expert"),
         ]
 
 

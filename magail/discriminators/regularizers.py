@@ -24,10 +24,9 @@ class Examples:
     """What the discriminator is shown, and what it should call it."""
 
     features: ByGroup  # [B, N, F], inputs of the prior's networks
-    mask: ByGroup  # [B, A] bool, whose logits count
+    weight: ByGroup  # [B, A], how many steps each logit stands for; 0 for the dead
     target: Tensor  # [B, 1], or [] where all are alike: how much of the expert there is in it, 0 to 1
     log_prob: ByGroup  # [B, A] of the actions under the policy; only AIRL looks
-    weight: Tensor  # [B, 1], how many steps a row stands for
 
 
 def joined(parts: Sequence[Examples]) -> Examples:
@@ -39,11 +38,15 @@ def joined(parts: Sequence[Examples]) -> Examples:
 
     return Examples(
         features=join("features"),
-        mask=join("mask"),
-        target=torch.cat([part.target.expand_as(part.weight) for part in parts]),
+        weight=join("weight"),
+        target=torch.cat([part.target.expand(_rows(part), 1) for part in parts]),
         log_prob=join("log_prob"),
-        weight=torch.cat([part.weight for part in parts]),
     )
+
+
+def _rows(examples: Examples) -> int:
+    """B."""
+    return len(next(iter(examples.weight.values())))
 
 
 def with_noise(examples: Examples, std: float) -> Examples:
@@ -62,17 +65,16 @@ def mixed(expert: Examples, generated: Examples, alpha: float) -> Examples:
 
     mixup (Zhang et al. 2018, arXiv 1710.09412), for imitation as in Orsini et al. 2021 (arXiv 2106.00672).
     """
-    some = next(iter(expert.mask.values()))
-    share = torch.distributions.Beta(alpha, alpha).sample((len(some), 1)).to(some.device)  # [B, 1], of the expert
+    beta = torch.distributions.Beta(alpha, alpha)
+    share = beta.sample((_rows(expert), 1)).to(expert.target.device)  # [B, 1], of the expert
     return Examples(
         features={
             name: share.unsqueeze(-1) * x + (1 - share.unsqueeze(-1)) * generated.features[name]
             for name, x in expert.features.items()
         },
-        mask={name: x & generated.mask[name] for name, x in expert.mask.items()},
+        weight={name: 2 * x * generated.weight[name] for name, x in expert.weight.items()},  # of two living ones
         target=share * expert.target + (1 - share) * generated.target,
         log_prob=expert.log_prob,
-        weight=expert.weight + generated.weight,
     )
 
 
