@@ -71,7 +71,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from magail.files import replacing
-from magail.types import AgentGroup, JointTransition, Transition
+from magail.types import AgentGroup, ByGroup, JointTransition, Transition, share_of_ends
 
 FORMAT_VERSION = 1
 _STEP_MEMBERS = {  # of the file, and the field of a Transition each holds
@@ -99,6 +99,7 @@ class Demonstrations:
     lengths: Tensor  # [N] int64, steps
     seeds: Tensor  # [N] int64, the reset seed, -1 where it is unknown
     metadata: dict[str, Any]  # JSON-able: environment, versions, expert, ...
+    whole_ends: ByGroup | None = None  # `ends` before `subsample`, which keeps few of them
 
     @classmethod
     def from_episodes(
@@ -167,6 +168,11 @@ class Demonstrations:
         returns.index_add_(0, _episode_of_step(self.lengths).to(total.device), total)
         return (returns / sum(group.num_agents for group in self.groups)).float()
 
+    @property
+    def ends(self) -> ByGroup:
+        """In what share of the steps each agent terminates (`share_of_ends`), counted before any `subsample`."""
+        return self.whole_ends or share_of_ends(self.transitions)
+
     def take(self, count: int, seed: int) -> Demonstrations:
         """``count`` episodes at random, the first of a permutation of ``seed``: fewer are a subset of more.
 
@@ -218,7 +224,8 @@ class Demonstrations:
             for steps in torch.arange(self.num_steps).split(self.lengths.tolist())
         ]
         lengths = torch.tensor([len(rows) for rows in kept])
-        return replace(self, transitions=self.transitions[torch.cat(kept)], lengths=lengths)
+        steps = self.transitions[torch.cat(kept)]
+        return replace(self, transitions=steps, lengths=lengths, whole_ends=self.ends)
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> JointTransition:
         """``[B]`` steps, uniformly and with replacement from those in which at least one agent is alive.
@@ -252,7 +259,8 @@ class Demonstrations:
 
     def to(self, device: torch.device) -> Demonstrations:
         """These, with the transitions on ``device``."""
-        return replace(self, transitions=self.transitions.map(lambda x: x.to(device)))
+        ends = self.whole_ends and {name: share.to(device) for name, share in self.whole_ends.items()}
+        return replace(self, transitions=self.transitions.map(lambda x: x.to(device)), whole_ends=ends)
 
     def save(self, path: str | Path) -> None:
         """Write the file at once or not at all: a failure leaves what was at ``path`` as it was.
@@ -305,8 +313,8 @@ class Demonstrations:
     def _select(self, indices: Tensor) -> Demonstrations:
         steps = torch.arange(self.num_steps).split(self.lengths.tolist())
         chosen = torch.cat([steps[index] for index in indices])
-        return Demonstrations(
-            self.groups, self.transitions[chosen], self.lengths[indices], self.seeds[indices], self.metadata
+        return replace(
+            self, transitions=self.transitions[chosen], lengths=self.lengths[indices], seeds=self.seeds[indices]
         )
 
     def _members(self) -> dict[str, Any]:

@@ -167,6 +167,13 @@ def absorbing_transition(batch: JointTransition) -> JointTransition:
     return JointTransition(groups, absorbing=True)
 
 
+def share_of_ends(batch: JointTransition) -> ByGroup:
+    """In what share of the steps of a batch ``[B]`` in which anybody lives each agent terminates, ``[1, A]``."""
+    mask = batch.field("mask")
+    steps = torch.cat(list(mask.values()), -1).any(-1).sum().clamp(min=1)
+    return {name: (g.terminated & g.mask).sum(0, keepdim=True) / steps for name, g in batch.groups.items()}
+
+
 class Change(Protocol):
     """What an observation or action becomes in each of G views of an environment."""
 

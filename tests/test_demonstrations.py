@@ -146,6 +146,16 @@ def test_every_so_many_steps() -> None:
     assert whole.subsample(1, 3).num_steps == whole.num_steps
 
 
+def test_how_often_episodes_end_is_not_lost_with_the_steps_left_out() -> None:
+    """Three ends in 31 steps, of which the subsampled episodes keep few or none; parts are counted by themselves."""
+    whole = one_agent([[1.0] * 23, [2.0], [3.0] * 7])
+    assert whole.ends["solo"].tolist() == [[pytest.approx(3 / 31)]]
+    for few in (whole.subsample(5, 0), whole.subsample(5, 0).to(torch.device("cpu")), whole.subsample(5, 0).take(2, 0)):
+        assert few.ends["solo"].tolist() == [[pytest.approx(3 / 31)]]
+    longest = next(part for part in (whole.take(1, seed) for seed in range(9)) if part.num_steps == 23)
+    assert longest.ends["solo"].tolist() == [[pytest.approx(1 / 23)]]
+
+
 def test_rows_of_the_dead_become_zero_and_log_prob_too() -> None:
     episode = make_episodes()[0]
     hunter = episode.groups["hunter"]

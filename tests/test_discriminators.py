@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 from magail.discriminators import losses, rewards
-from magail.discriminators.discriminator import Discriminator, EnvironmentReward, NoDiscriminator, _ends
+from magail.discriminators.discriminator import Discriminator, EnvironmentReward, NoDiscriminator
 from magail.discriminators.learned import LearnedReward
 from magail.discriminators.priors import ABSORBING, Centralized, Decentralized, Single, ZeroSum
 from magail.discriminators.regularizers import (
@@ -24,7 +24,7 @@ from magail.discriminators.regularizers import (
 )
 from magail.networks import StackedMLP
 from magail.policy import Policy
-from magail.types import AgentGroup, JointTransition, absorbing_transition
+from magail.types import AgentGroup, JointTransition, absorbing_transition, share_of_ends
 from tests.toy import TWO_SIDES, groups_of, random_batch
 
 SIZES = {"hidden_sizes": [16], "activation": "relu"}
@@ -192,9 +192,9 @@ def make(
     return Discriminator(groups, demonstrations, None, prior=build, loss=loss, reward=reward, **(OPTIONS | options))
 
 
-def source(draw, transitions=None):
+def source(draw, ends=None):
     """Demonstrations that ``draw(n)`` anew at every sample."""
-    return SimpleNamespace(sample=draw, transitions=transitions or draw(256))
+    return SimpleNamespace(sample=draw, ends=ends or share_of_ends(draw(256)))
 
 
 def test_zero_sum_rewards_sum_to_zero_over_the_sides():
@@ -564,7 +564,7 @@ def test_absorbing_steps_are_told_apart_too(airl_discount):
     expert = source(lambda n: ending(random_batch(TWO_SIDES, n), False))
     discriminator = make(steps=150, absorbing=True, airl_discount=airl_discount)
     rollout.groups["sheep"].terminated[0] = rollout.groups["wolf"].terminated[0] = False
-    examples = discriminator._afterlife(rollout.flatten(), 0.0, _ends(rollout.flatten()))
+    examples = discriminator._afterlife(rollout.flatten(), 0.0, share_of_ends(rollout.flatten()))
     torch.testing.assert_close(examples.weight["wolf"][0], rollout.groups["wolf"].mask[1:].flatten(0, 1).sum(0).float())
     assert (examples.features.get("wolf", examples.features.get("g/wolf")) == ABSORBING).all()
     if airl_discount:
@@ -592,8 +592,8 @@ def test_absorbing_steps_weigh_what_is_to_be_expected(weight):
         return batch
 
     rollout = alike(random_batch(TWO_SIDES, 10, 8), 1)  # all copies end at once
-    whole = alike(random_batch(TWO_SIDES, 80), 2)
-    expert = source(lambda n: alike(random_batch(TWO_SIDES, n), 0), whole)
+    ends = share_of_ends(alike(random_batch(TWO_SIDES, 80), 2))
+    expert = source(lambda n: alike(random_batch(TWO_SIDES, n), 0), ends)
     discriminator = make(steps=600, batch_size=8, absorbing=True, absorbing_weight=weight, learning_rate=0.003)
     discriminator.update(rollout, expert, policy)
     after = discriminator.reward(absorbing_transition(rollout[:1, :1]))

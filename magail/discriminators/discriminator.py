@@ -19,7 +19,15 @@ from magail.discriminators.shaped import Shaped
 from magail.networks import RunningNormalizer, module_dict
 from magail.policy import Policy
 from magail.ranges import check_range
-from magail.types import AgentGroup, ByGroup, JointTransition, Transition, absorbing_transition, concatenate
+from magail.types import (
+    AgentGroup,
+    ByGroup,
+    JointTransition,
+    Transition,
+    absorbing_transition,
+    concatenate,
+    share_of_ends,
+)
 
 SCALE_HORIZON = 100_000  # transitions after which old rewards have faded from their running scale
 
@@ -113,7 +121,7 @@ class Discriminator:
         """Train on a rollout ``[T, E]`` and demonstrations; the numbers are means over the steps."""
         generated = rollout.flatten()
         seen = concatenate([generated, *self.past])
-        ends = {"expert": _ends(demonstrations.transitions), "generated": _ends(seen)} if self.absorbing else {}
+        ends = {"expert": demonstrations.ends, "generated": share_of_ends(seen)} if self.absorbing else {}
         self.prior.train()
         infos = [
             self._step(seen.sample(self.batch_size), demonstrations.sample(self.batch_size), ends, policy)
@@ -269,13 +277,6 @@ class Discriminator:
             scale.load_state_dict(state["scales"][name])
         for rollout in state["past"]:
             self.past.append(JointTransition({name: Transition(**group) for name, group in rollout.items()}))
-
-
-def _ends(batch: JointTransition) -> ByGroup:
-    """In what share of the steps of a batch ``[B]`` in which anybody lives each agent terminates, ``[1, A]``."""
-    mask = batch.field("mask")
-    steps = torch.cat(list(mask.values()), -1).any(-1).sum().clamp(min=1)
-    return {name: (g.terminated & g.mask).sum(0, keepdim=True) / steps for name, g in batch.groups.items()}
 
 
 def _as_target(target: float, weight: ByGroup) -> Tensor:
