@@ -168,7 +168,7 @@ OPTIONS = {
     "replay": 0,
     "pause_above": 1.0,
     "absorbing": False,
-    "absorbing_weight": 1.0,
+    "absorbing_discount": 0.5,
 }
 
 
@@ -575,8 +575,8 @@ def test_absorbing_steps_are_told_apart_too(airl_discount):
     assert (discriminator.reward(after)["wolf"][mask] < -0.5).all()
 
 
-@pytest.mark.parametrize("weight", [1.0, 9.0])
-def test_absorbing_steps_weigh_what_is_to_be_expected(weight):
+@pytest.mark.parametrize(("discount", "weight"), [(0.5, 1.0), (0.9, 9.0)])
+def test_absorbing_steps_weigh_what_is_to_be_expected(discount, weight):
     """Two in 80 of the expert's steps end and one in ten of the generator's, all alike: the logits of the optimum.
 
     The batch is too small to tell by itself. Zeros can be observed, so what follows on an end is not zeros.
@@ -594,7 +594,7 @@ def test_absorbing_steps_weigh_what_is_to_be_expected(weight):
     rollout = alike(random_batch(TWO_SIDES, 10, 8), 1)  # all copies end at once
     ends = share_of_ends(alike(random_batch(TWO_SIDES, 80), 2))
     expert = source(lambda n: alike(random_batch(TWO_SIDES, n), 0), ends)
-    discriminator = make(steps=600, batch_size=8, absorbing=True, absorbing_weight=weight, learning_rate=0.003)
+    discriminator = make(steps=600, batch_size=8, absorbing=True, absorbing_discount=discount, learning_rate=0.003)
     discriminator.update(rollout, expert, policy)
     after = discriminator.reward(absorbing_transition(rollout[:1, :1]))
     rest = (1 + 0.1 * weight) / (1 + 0.025 * weight)

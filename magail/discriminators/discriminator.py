@@ -71,7 +71,7 @@ class Discriminator:
         replay: int,
         pause_above: float,
         absorbing: bool,
-        absorbing_weight: float,
+        absorbing_discount: float,
     ) -> None:
         check_range({"discriminator.steps": steps, "discriminator.batch_size": batch_size}, 1)
         check_range({"discriminator.learning_rate": learning_rate, "discriminator.weight_decay": weight_decay}, 0)
@@ -79,7 +79,8 @@ class Discriminator:
         check_range({"discriminator.input_noise": input_noise, "discriminator.replay": replay}, 0)
         check_range({"discriminator.label_smoothing": label_smoothing}, 0, 0.5)
         check_range({"discriminator.pause_above": pause_above}, 0.5, 1)
-        check_range({"discriminator.absorbing_weight": absorbing_weight}, 0)
+        if absorbing:
+            check_range({"discriminator.absorbing_discount": absorbing_discount}, 0, 0.9999)
         if gradient_penalty_points not in POINTS:
             known = " or ".join(POINTS)
             raise ValueError(f"discriminator.gradient_penalty_points={gradient_penalty_points} must be {known}")
@@ -111,7 +112,7 @@ class Discriminator:
         self.penalty, self.penalty_center = gradient_penalty, gradient_penalty_center
         self.penalty_points = POINTS[gradient_penalty_points]
         self.input_noise, self.label_smoothing, self.pause_above = input_noise, label_smoothing, pause_above
-        self.absorbing, self.absorbing_weight = absorbing, absorbing_weight
+        self.absorbing, self.absorbing_discount = absorbing, absorbing_discount
         self.past: deque[JointTransition] = deque(maxlen=replay)  # rollouts of the last rounds, [T * E]
         self.optimizer = torch.optim.AdamW(
             self.prior.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
@@ -224,11 +225,11 @@ class Discriminator:
     def _afterlife(self, batch: JointTransition, target: float, ends: ByGroup) -> Examples:
         """The absorbing steps that follow on the ends in a batch ``[B]``, as one row ``[1]``, for they are all alike.
 
-        It weighs as many as are to be expected in the batch: their own number in it is mostly noise. Each end stands
-        for ``absorbing_weight`` steps; to the generator it is worth ``gamma + gamma^2 + ...`` of them.
+        It weighs as many as are to be expected in the batch: their own number in it is mostly noise. What follows on
+        an end lasts ``absorbing_discount + absorbing_discount^2 + ...`` steps; of weight 1, it is hardly learned.
         """
         after = absorbing_transition(batch[:1])
-        steps = batch.batch_shape[0] * self.absorbing_weight
+        steps = batch.batch_shape[0] * self.absorbing_discount / (1 - self.absorbing_discount)
         weight = {name: steps * share for name, share in ends.items()}
         return Examples(self.prior.features(after), weight, _as_target(target, weight), after.field("log_prob"))
 
