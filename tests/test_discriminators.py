@@ -685,7 +685,7 @@ def test_learned_rewards_that_do_not_fit_are_refused(tmp_path):
         {"label_smoothing": 0.1, "replay": 2},
         {"prior_options": {"inputs": ["obs", "next_obs"]}},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_it_learns_to_tell_and_rewards_the_expert_more(prior, options):
     torch.manual_seed(0)

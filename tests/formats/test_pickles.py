@@ -75,6 +75,10 @@ class Calls:
     def __reduce__(self):
         return self.reduced
 
+    def __str__(self):
+        function, arguments = self.reduced
+        return f"{function.__name__}{arguments}"
+
 
 def writer(marker):
     """Something that writes to the disk when its pickle is opened."""
