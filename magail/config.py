@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -180,14 +181,23 @@ def build(cfg: DictConfig, **objects: Any) -> Any:
     """Make what ``cfg._target_`` names, from the rest of ``cfg`` and from ``objects``.
 
     Raises:
-        ValueError: a key that must be set is not, or what is made finds its arguments wrong.
+        ValueError: a key that must be set is not, one is set that nobody asked for, or what is made finds its arguments
+            wrong.
     """
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ValueError(
             f"there is no value for {', '.join(missing)}: give one on the command line (the file in conf/ that has the "
             "key says what it means)"
         )
-    return instantiate(cfg, _partial_=True, _convert_="all")(**objects)
+    make = instantiate(cfg, _partial_=True, _convert_="all")
+    try:
+        inspect.signature(make.func).bind(*make.args, **make.keywords | objects)
+    except TypeError as error:
+        raise ValueError(
+            f"{make.func.__name__}: {error}: something chosen here, an experiment perhaps, was written for another; "
+            "leave such an option out by name (~generator.epochs, for one), or choose what has it"
+        ) from error
+    return make(**objects)
 
 
 @contextmanager

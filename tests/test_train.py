@@ -248,6 +248,12 @@ def test_a_conversion_of_nothing_says_what_is_missing(tmp_path):
     assert "Traceback" not in output
 
 
+def test_an_experiment_written_for_another_generator_says_which_option_is_in_the_way(tmp_path):
+    output = run(*TINY, "experiment=gail", "env=cartpole", "generator=trpo", cwd=tmp_path, ok=False)
+    assert "error: TRPO: got an unexpected keyword argument 'learning_rate': something chosen here" in output
+    assert "Traceback" not in output
+
+
 def test_a_file_that_would_run_code_ends_in_one_clear_message(tmp_path):
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(writer(tmp_path / "written")))
     arguments = ["env=cartpole", "from=di_engine", "from.path=evil.pkl"]
