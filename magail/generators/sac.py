@@ -173,8 +173,11 @@ class SAC:
         ``r_absorbing / (1 - gamma)``; else by nothing.
         """
         steps = self._up_to_date(batch.steps)
-        rewards = self._rewards(reward_fn, steps)
-        after = self._rewards(reward_fn, absorbing_transition(steps)) if self.absorbing else None
+        rewards = self._rewards(reward_fn(steps))
+        after = None
+        if self.absorbing:
+            absorbed = reward_fn(absorbing_transition(steps[:1, :1]))  # the same for all steps
+            after = self._rewards({name: x.expand_as(rewards[name]) for name, x in absorbed.items()})
         next_obs = self.policy.normalize(steps.field("next_obs"))
         choices = self._choices(next_obs)
         alive = {name: group.mask & ~group.terminated for name, group in steps.groups.items()}
@@ -199,9 +202,8 @@ class SAC:
         log_prob = self.policy.log_prob(steps)
         return JointTransition({name: replace(g, log_prob=log_prob[name]) for name, g in steps.groups.items()})
 
-    def _rewards(self, reward_fn: RewardFn, steps: JointTransition) -> ByGroup:
-        """``[B, n, A]`` a group."""
-        rewards = reward_fn(steps)
+    def _rewards(self, rewards: ByGroup) -> ByGroup:
+        """``[B, n, A]`` a group, with what the demonstrations' share is worth in their rows."""
         if self.expert_reward is None:
             return rewards
         own = self.batch_size - self.num_experts
