@@ -377,7 +377,7 @@ def test_a_share_of_each_batch_is_demonstrations():
     assert expert[96:].all()
 
     generator.expert_reward = 7.0
-    rewards = generator._rewards(env_reward(generator._sample().steps))["player"]
+    rewards = generator._with_expert_reward(env_reward(generator._sample().steps))["player"]
     assert (rewards[96:] == 7).all()
     assert not (rewards[:96] == 7).any()
 

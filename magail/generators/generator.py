@@ -65,6 +65,15 @@ def refuse_memory(*networks: Policy | Critic) -> None:
         )
 
 
+def with_afterlife(rewards: ByGroup, after: ByGroup, steps: JointTransition, gamma: float) -> ByGroup:
+    """``rewards``, and after each termination ``after`` for ever, discounted by ``gamma``.
+
+    So neither living nor ending pays by itself (Kostrikov et al. 2019, arXiv 1809.02925, section 4.2).
+    """
+    worth = gamma / (1 - gamma)
+    return {name: x + worth * after[name] * steps.groups[name].terminated for name, x in rewards.items()}
+
+
 class PolicyAverage:
     """The exponential average of a policy's iterates, one after each update.
 

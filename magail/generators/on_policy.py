@@ -11,7 +11,7 @@ from torch import Tensor
 
 from magail.advantage import gae, goes_on, normalize_per_agent
 from magail.demonstrations import Demonstrations
-from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory
+from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory, with_afterlife
 from magail.networks import Critic
 from magail.policy import Policy
 from magail.ranges import check_range
@@ -124,15 +124,11 @@ class OnPolicy:
         return {f"generator/{key}": value for key, value in info.items()}
 
     def _with_afterlife(self, rewards: ByGroup, rollout: JointTransition, reward_fn: RewardFn) -> ByGroup:
-        """``rewards``, and with ``absorbing`` what comes after a termination: ``r_absorbing`` for ever.
-
-        So neither living nor ending pays by itself (Kostrikov et al. 2019, arXiv 1809.02925, section 4.2).
-        """
+        """``rewards``, and with ``absorbing`` what comes after a termination."""
         if not self.absorbing:
             return rewards
         after = reward_fn(absorbing_transition(rollout[:1, :1]))  # the same for all steps and copies
-        worth = self.gamma / (1 - self.gamma)
-        return {name: x + worth * after[name] * rollout.groups[name].terminated for name, x in rewards.items()}
+        return with_afterlife(rewards, after, rollout, self.gamma)
 
     def _improve(self, samples: Samples, progress: float, extra_loss: Callable[[], Tensor] | None) -> dict[str, float]:
         """Improve policy and critic on the samples of a whole rollout; the numbers to log."""

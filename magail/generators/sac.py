@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from magail.advantage import masked_mean, mean_info
 from magail.demonstrations import Demonstrations
 from magail.distributions import BoxHead, Head
-from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory
+from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory, with_afterlife
 from magail.generators.q_networks import Choices, TwinCritics
 from magail.generators.replay import Replay, Sequences, at_step, n_step_return
 from magail.networks import follow
@@ -173,11 +173,12 @@ class SAC:
         ``r_absorbing / (1 - gamma)``; else by nothing.
         """
         steps = self._up_to_date(batch.steps)
-        rewards = self._rewards(reward_fn(steps))
-        after = None
+        rewards = self._with_expert_reward(reward_fn(steps))
+        paid = rewards
         if self.absorbing:
             absorbed = reward_fn(absorbing_transition(steps[:1, :1]))  # the same for all steps
-            after = self._rewards({name: x.expand_as(rewards[name]) for name, x in absorbed.items()})
+            after = self._with_expert_reward({name: x.expand_as(rewards[name]) for name, x in absorbed.items()})
+            paid = with_afterlife(rewards, after, steps, self.gamma)
         next_obs = self.policy.normalize(steps.field("next_obs"))
         choices = self._choices(next_obs)
         alive = {name: group.mask & ~group.terminated for name, group in steps.groups.items()}
@@ -185,10 +186,8 @@ class SAC:
         sums, lasts, discounts = {}, {}, {}
         for name, group in steps.groups.items():
             bonus = self.log_temperature[name].exp() * choices[name].entropy() * ~group.terminated
-            if after is not None:
-                bonus = bonus + after[name] / (1 - self.gamma) * group.terminated
             sums[name], lasts[name], discounts[name] = n_step_return(
-                rewards[name] + self.gamma * bonus, group, batch.played, self.gamma
+                paid[name] + self.gamma * bonus, group, batch.played, self.gamma
             )
         values = self.target_critic({name: at_step(features[name], last) for name, last in lasts.items()})
         targets = {}
@@ -202,7 +201,7 @@ class SAC:
         log_prob = self.policy.log_prob(steps)
         return JointTransition({name: replace(g, log_prob=log_prob[name]) for name, g in steps.groups.items()})
 
-    def _rewards(self, rewards: ByGroup) -> ByGroup:
+    def _with_expert_reward(self, rewards: ByGroup) -> ByGroup:
         """``[B, n, A]`` a group, with what the demonstrations' share is worth in their rows."""
         if self.expert_reward is None:
             return rewards
