@@ -128,9 +128,64 @@ class Gaussian(BoxDistribution):
         return (0.5 * ((2 * ratio).exp() + distance.square() - 1) - ratio).sum(-1)
 
 
+class ClippedGaussian(Gaussian):
+    """A diagonal Gaussian clipped to the box: what it puts beyond a bound lies on the bound.
+
+    So an action on a bound has the probability of that whole side, whichever number beyond it was drawn, and a policy
+    gradient does not depend on numbers that the environment never sees (Fujita & Maeda 2018, arXiv 1802.07564). A clone
+    of an expert that presses against the bounds learns to press as well: the likelihood is a censored Gaussian's (Tobin
+    1958). Log-probabilities are densities inside and logarithms of masses on the bounds, and so are entropies' and
+    divergences' integrals.
+    """
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Gradients are right for functions of the action, but not for its log-probability, which jumps at a bound."""
+        return self.center + self.scale * (self.mean + self.log_std.exp() * self._noise(generator)).clamp(-1, 1)
+
+    def mode(self) -> Tensor:
+        """The action of the Gaussian's mode."""
+        return self.center + self.scale * self.mean.clamp(-1, 1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Also of actions beyond the bounds, which count as on them."""
+        unit, std = (action - self.center) / self.scale, self.log_std.exp()
+        inside = _standard_normal((unit - self.mean) / std) - self.log_std - self.scale.log()
+        on_bound = torch.special.log_ndtr((unit.sign() * self.mean - 1) / std)
+        return torch.where(unit.abs() < 1 - ON_BOUND, inside, on_bound).sum(-1)
+
+    def entropy(self) -> Tensor:
+        low, high = self._sides()
+        zeroth, _, second = self._moments(low, high)
+        inside = (self.log_std + self.scale.log() + 0.5 * math.log(2 * math.pi)) * zeroth + 0.5 * second
+        return (inside - low.exp() * low - high.exp() * high).sum(-1)
+
+    def kl(self, other: ClippedGaussian) -> Tensor:  # type: ignore[override]
+        (low, high), (other_low, other_high) = self._sides(), other._sides()
+        zeroth, first, second = self._moments(low, high)
+        log_ratio = self.log_std - other.log_std
+        ratio, distance = log_ratio.exp(), (self.mean - other.mean) / other.log_std.exp()
+        squares = (ratio.square() - 1) * second + 2 * ratio * distance * first + distance.square() * zeroth
+        inside = 0.5 * squares - log_ratio * zeroth
+        return (inside + low.exp() * (low - other_low) + high.exp() * (high - other_high)).sum(-1)
+
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the lower and the upper bound."""
+        std = self.log_std.exp()
+        return torch.special.log_ndtr((-1 - self.mean) / std), torch.special.log_ndtr((self.mean - 1) / std)
+
+    def _moments(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Integrals of the standardised density, and of it times z and z squared, between the bounds."""
+        std = self.log_std.exp()
+        a, b = (-1 - self.mean) / std, (1 - self.mean) / std
+        density_a, density_b = _standard_normal(a).exp(), _standard_normal(b).exp()
+        mass = 1 - low.exp() - high.exp()
+        return mass, density_a - density_b, mass + a * density_a - b * density_b
+
+
 NODES, WEIGHTS = (torch.as_tensor(x) for x in np.polynomial.hermite_e.hermegauss(16))  # of the Gauss-Hermite rule
 WEIGHTS = WEIGHTS / WEIGHTS.sum()  # for means under N(0, 1)
 
+ON_BOUND = 1e-6  # how close to a bound (of [-1, 1]) rounding can leave an action that was clipped to it
 BAND = 1e-3  # width of the band within a bound (of [-1, 1]) in which squashed and beta tell actions apart no more
 
 
@@ -313,6 +368,22 @@ class GaussianHead(BoxHead):
         return Gaussian(outputs, self.log_std, self.center, self.scale)
 
 
+class ClippedHead(GaussianHead):
+    """A clipped Gaussian, whose mean and spread are as `GaussianHead`'s.
+
+    Raises:
+        ValueError: a side without bounds.
+    """
+
+    def __init__(self, space: spaces.Box, num_agents: int) -> None:
+        _check_bounded(space, "clipped")
+        super().__init__(space, num_agents)
+
+    def forward(self, outputs: Tensor) -> ClippedGaussian:
+        """``outputs [..., A, U]`` are the means before clipping."""
+        return ClippedGaussian(outputs, self.log_std, self.center, self.scale)
+
+
 class SquashedHead(BoxHead):
     """The tanh of a Gaussian whose mean and spread the network gives.
 
@@ -362,6 +433,7 @@ def _check_bounded(space: spaces.Box, box: str) -> None:
 
 BOX_HEADS: dict[str, type[GaussianHead] | type[SquashedHead] | type[BetaHead]] = {
     "gaussian": GaussianHead,
+    "clipped": ClippedHead,
     "squashed": SquashedHead,
     "beta": BetaHead,
 }

@@ -3,7 +3,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from magail.distributions import BAND, Beta, Categorical, Gaussian, SquashedGaussian, action_head
+from magail.distributions import BAND, Beta, Categorical, ClippedGaussian, Gaussian, SquashedGaussian, action_head
 from magail.types import AgentGroup
 
 
@@ -80,6 +80,42 @@ def beta(seed=0, *shape):
     )
 
 
+def clipped(seed=0, *shape):
+    """And the Gaussian that is clipped."""
+    mean, log_std = normal(seed, *shape, 2) * 1.2, normal(seed + 1, *shape, 2) * 0.5 - 0.5
+    return ClippedGaussian(mean, log_std, CENTER, SCALE), torch.distributions.Normal(mean, log_std.exp())
+
+
+def test_clipped_actions_inside_have_a_density_and_those_on_a_bound_a_mass():
+    ours, theirs = clipped(0, 500, 3)
+    unit = 2 * torch.rand(500, 3, 2, generator=torch.Generator().manual_seed(5)) - 1
+    density = theirs.log_prob(unit) - SCALE.log()
+    torch.testing.assert_close(ours.log_prob(CENTER + SCALE * unit), density.sum(-1))
+    on = torch.tensor([-1.0, 1.0])  # the first number on its lower, the second on its upper bound
+    mass = torch.stack([theirs.cdf(-torch.ones(500, 3, 2))[..., 0], 1 - theirs.cdf(torch.ones(500, 3, 2))[..., 1]], -1)
+    for reach in (1.0, 3.0):
+        log_prob = ours.log_prob(CENTER + reach * on * SCALE)
+        torch.testing.assert_close(log_prob.exp(), mass.prod(-1), rtol=1e-4, atol=1e-6)
+
+
+def test_clipped_draws_are_a_gaussians_that_were_clipped():
+    ours, theirs = clipped(0, 500, 3)
+    sample = (ours.sample(torch.Generator().manual_seed(1)) - CENTER) / SCALE
+    unclipped = theirs.mean + theirs.stddev * normal(1, 500, 3, 2)
+    torch.testing.assert_close(sample, unclipped.clamp(-1, 1))
+    assert (sample.abs() == 1).any()
+    torch.testing.assert_close((ours.mode() - CENTER) / SCALE, theirs.mean.clamp(-1, 1))
+
+
+def test_a_clipped_gaussian_fitted_to_actions_on_a_bound_moves_beyond_it():
+    """A Gaussian fitted to them would come to rest on the bound, and half of its actions inside."""
+    mean = torch.tensor([[1.0]], requires_grad=True)
+    zero, one = torch.zeros(1, 1), torch.ones(1, 1)
+    ClippedGaussian(mean, zero, zero[0], one[0]).log_prob(one).backward()
+    assert mean.grad is not None
+    assert mean.grad.item() == pytest.approx(np.sqrt(2 / np.pi)), "the slope of log Phi at 0"
+
+
 @pytest.mark.parametrize("make", [squashed, beta])
 def test_bounded_distributions_agree_with_torch(make):
     ours, theirs = make(0, 500, 3)
@@ -138,7 +174,7 @@ def test_actions_at_the_bounds_and_beyond_are_learned_from(box):
             assert (sign * outputs.grad[..., :2] > 0).all()
 
 
-@pytest.mark.parametrize("make", [squashed, beta])
+@pytest.mark.parametrize("make", [clipped, squashed, beta])
 def test_entropy_and_kl_of_bounded_distributions_are_means_of_log_probabilities(make):
     (ours, _), (other, _) = make(0, 1), make(10, 1)
     draws = torch.stack([ours.sample(torch.Generator().manual_seed(i)) for i in range(40_000)])
@@ -154,14 +190,21 @@ def test_gradients_pass_through_draws():
     SquashedGaussian(mean.expand(many), zero, zero, one).rsample().mean().backward()
     slope = 1 - (0.5 + torch.randn(many)).tanh().square()
     assert mean.grad.item() == pytest.approx(slope.mean().item(), rel=0.02)
+    clipped_mean = torch.tensor([0.5], requires_grad=True)
+    ClippedGaussian(clipped_mean.expand(many), zero, zero, one).rsample().mean().backward()
+    inside = torch.special.ndtr(torch.tensor(0.5)) - torch.special.ndtr(torch.tensor(-1.5))
+    assert clipped_mean.grad.item() == pytest.approx(inside.item(), rel=0.02)
     Beta(alpha.expand(many), (2 * one).expand(many), zero, one).rsample().mean().backward()
     assert alpha.grad.item() == pytest.approx(2 * 2 / (3 + 2) ** 2, rel=0.02), "of the mean 2 a / (a + b) - 1"
 
 
-@pytest.mark.parametrize("box", ["gaussian", "squashed", "beta"])
-def test_draws_come_from_the_given_generator_alone(box):
-    distribution = action_head(BOX, 3, box)(normal(0, 7, 3, 2 if box == "gaussian" else 4))
-    assert isinstance(distribution, {"gaussian": Gaussian, "squashed": SquashedGaussian, "beta": Beta}[box])
+@pytest.mark.parametrize(
+    ("box", "kind"), [("gaussian", Gaussian), ("clipped", ClippedGaussian), ("squashed", SquashedGaussian), ("beta", Beta)]
+)
+def test_draws_come_from_the_given_generator_alone(box, kind):
+    head = action_head(BOX, 3, box)
+    distribution = head(normal(0, 7, 3, head.num_outputs))
+    assert type(distribution) is kind
     before = torch.get_rng_state()
     first, second = (distribution.sample(torch.Generator().manual_seed(0)) for _ in range(2))
     assert torch.equal(first, second)
@@ -188,10 +231,10 @@ def test_bounded_distributions_start_wide_and_stay_bounded():
 
 def test_bounded_distributions_need_bounds():
     half = spaces.Box(np.float32([0, 0]), np.float32([1, np.inf]))
-    for box in ("squashed", "beta"):
+    for box in ("clipped", "squashed", "beta"):
         with pytest.raises(ValueError, match=rf"policy\.box={box} needs bounds.*choose policy\.box=gaussian"):
             action_head(half, 1, box)
-    with pytest.raises(ValueError, match=r"policy\.box=gamma: choose one of gaussian, squashed, beta"):
+    with pytest.raises(ValueError, match=r"policy\.box=gamma: choose one of gaussian, clipped, squashed, beta"):
         action_head(BOX, 1, "gamma")
 
 

@@ -66,6 +66,11 @@ def test_an_unknown_mixing_is_refused():
         iq(TWO_SIDES, mixing="max")
 
 
+def test_clipped_policies_are_refused():
+    with pytest.raises(ValueError, match=r"jump at the bounds.*set it to squashed or beta"):
+        iq(TWO_SIDES, policy=OPTIONS["policy"] | {"box": "clipped"})
+
+
 def test_without_demonstrations_it_says_what_to_do():
     with pytest.raises(ValueError, match=r"set demonstrations\.count"):
         iq(TWO_SIDES).update(random_batch(TWO_SIDES, 5, 4), no_reward)

@@ -224,7 +224,7 @@ def test_lengths_of_steps_fall_linearly():
             torch.testing.assert_close(length(progress, clip_kl), fraction * length(0.0, clip_kl), rtol=1e-2, atol=0.0)
 
 
-@pytest.mark.parametrize("box", ["gaussian", "squashed", "beta"])
+@pytest.mark.parametrize("box", ["gaussian", "clipped", "squashed", "beta"])
 def test_policies_stay_in_their_trust_region(box):
     """Measured after each step, for every kind of action."""
     torch.manual_seed(0)

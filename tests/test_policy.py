@@ -45,7 +45,7 @@ def test_policies_of_before_there_were_other_boxes_and_encoders_load(tmp_path):
     assert same(policy, load_policy(tmp_path / "old.safetensors", TWO_SIDES))
 
 
-@pytest.mark.parametrize("box", ["squashed", "beta"])
+@pytest.mark.parametrize("box", ["clipped", "squashed", "beta"])
 def test_policies_with_other_boxes_rebuild_themselves(box, tmp_path):
     policy = Policy(TWO_SIDES, (8,), box=box)
     policy.save(tmp_path / "policy.safetensors")
@@ -160,7 +160,7 @@ def test_the_prior_counts_less_the_more_there_is_to_clone():
             decay(shown[0], wrong)
 
 
-@pytest.mark.parametrize("box", ["squashed", "beta"])
+@pytest.mark.parametrize("box", ["clipped", "squashed", "beta"])
 def test_other_boxes_clone_an_expert_that_acts_at_the_bounds(box):
     torch.manual_seed(0)
     env = Walk()
@@ -170,7 +170,7 @@ def test_other_boxes_clone_an_expert_that_acts_at_the_bounds(box):
     assert fresh_return(env, policy) > -3.0  # the best is about -0.6, chance about -14
 
 
-@pytest.mark.parametrize(("box", "floor"), [("squashed", -2.0), ("beta", -4.0)])
+@pytest.mark.parametrize(("box", "floor"), [("clipped", -2.0), ("squashed", -2.0), ("beta", -4.0)])
 def test_other_boxes_learn_from_rewards(box, floor):
     torch.manual_seed(0)
     env = Walk()

@@ -70,6 +70,11 @@ def test_options_out_of_range_are_refused(options, message):
         sac(TWO_SIDES, **options)
 
 
+def test_clipped_policies_are_refused():
+    with pytest.raises(ValueError, match=r"jump at the bounds.*set it to squashed or beta"):
+        sac(TWO_SIDES, policy=OPTIONS["policy"] | {"box": "clipped"})
+
+
 def test_too_many_combinations_of_actions_are_refused():
     with pytest.raises(ValueError, match="'many' has 4096 combinations"):
         sac(groups_of(many=(1, 2, spaces.MultiDiscrete([64, 64]))))

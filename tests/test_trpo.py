@@ -195,7 +195,7 @@ def test_blocks_step_and_go_back_each_by_itself():
     assert same([x[2] for x in before], [x[2] for x in after])
 
 
-@pytest.mark.parametrize("box", ["gaussian", "squashed", "beta"])
+@pytest.mark.parametrize("box", ["gaussian", "clipped", "squashed", "beta"])
 @pytest.mark.parametrize("share_parameters", [False, True])
 @pytest.mark.parametrize(("max_kl", "fisher_fraction"), [(0.02, 1.0), (0.5, 0.03)])
 def test_every_agent_stays_in_its_trust_region(max_kl, fisher_fraction, share_parameters, box):
@@ -399,7 +399,7 @@ def test_it_solves_the_matrix_game(seed, share_parameters):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("box", ["gaussian", "squashed", "beta"])
+@pytest.mark.parametrize("box", ["gaussian", "clipped", "squashed", "beta"])
 def test_it_solves_the_walk(seed, box):
     torch.manual_seed(seed)
     env = Walk()

@@ -65,6 +65,19 @@ def refuse_memory(*networks: Policy | Critic) -> None:
         )
 
 
+def refuse_clipped(policy: Policy) -> None:
+    """For generators whose gradients pass through the log-probabilities of draws.
+
+    Raises:
+        ValueError: the policy clips its actions.
+    """
+    if policy.architecture["box"] == "clipped":
+        raise ValueError(
+            "this generator learns through the log-probabilities of drawn actions, which jump at the bounds of "
+            "generator.policy.box=clipped: set it to squashed or beta, or choose generator=ppo, trpo or mack"
+        )
+
+
 def with_afterlife(rewards: ByGroup, after: ByGroup, steps: JointTransition, gamma: float) -> ByGroup:
     """``rewards``, and after each termination ``after`` for ever, discounted by ``gamma``.
 

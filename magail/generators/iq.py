@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from magail.advantage import masked_mean, mean_info
 from magail.demonstrations import Demonstrations
 from magail.distributions import BoxDistribution, BoxHead, DiscreteHead
-from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory
+from magail.generators.generator import PolicyAverage, RewardFn, refuse_clipped, refuse_memory
 from magail.generators.replay import Replay
 from magail.networks import Encoder, StackedMLP, follow, module_dict
 from magail.policy import Policy
@@ -239,6 +239,7 @@ class IQLearn:
             raise ValueError(f"generator.mixing={mixing} must be one of {', '.join(MIXINGS)}")
         self.policy = Policy(groups, **policy)
         refuse_memory(self.policy)
+        refuse_clipped(self.policy)
         one_agent = sum(group.num_agents for group in groups) == 1
         mix = None if mixing == "none" or one_agent else Mixer(self.policy, **mixer)
         self.soft_q = SoftQ(self.policy, temperature, mix, **q_network)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from magail.advantage import masked_mean, mean_info
 from magail.demonstrations import Demonstrations
 from magail.distributions import BoxHead, Head
-from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory, with_afterlife
+from magail.generators.generator import PolicyAverage, RewardFn, refuse_clipped, refuse_memory, with_afterlife
 from magail.generators.q_networks import Choices, TwinCritics
 from magail.generators.replay import Replay, Sequences, at_step, n_step_return
 from magail.networks import follow
@@ -74,6 +74,7 @@ class SAC:
         check_range({"generator.gamma": gamma}, 0, 0.9999 if absorbing else 1)
         self.policy = Policy(groups, **policy)
         refuse_memory(self.policy)
+        refuse_clipped(self.policy)
         self.critic = TwinCritics(groups, **critic)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_temperature = {g.name: nn.Parameter(torch.tensor(math.log(initial_temperature))) for g in groups}
