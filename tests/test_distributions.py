@@ -199,7 +199,8 @@ def test_gradients_pass_through_draws():
 
 
 @pytest.mark.parametrize(
-    ("box", "kind"), [("gaussian", Gaussian), ("clipped", ClippedGaussian), ("squashed", SquashedGaussian), ("beta", Beta)]
+    ("box", "kind"),
+    [("gaussian", Gaussian), ("clipped", ClippedGaussian), ("squashed", SquashedGaussian), ("beta", Beta)],
 )
 def test_draws_come_from_the_given_generator_alone(box, kind):
     head = action_head(BOX, 3, box)
