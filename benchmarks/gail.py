@@ -4,7 +4,7 @@
         --seeds 0 1 2 --runs outputs/gail --output benchmarks/results/gail.md
 
 A case is TASK:EPISODES, or TASK:EPISODES:EVERY where only every so-many-th step of each is kept (GAIL's paper: 20).
-The first trains `experiment=gail`, the second `experiment=gail_subsampled`, or `experiment=gail_single` where there is
+The first trains `experiment=gail`, the second `experiment=gail_subsampled`, or `experiment=gail_one_episode` where there is
 one episode; the clone that each starts from is the row "BC". Returns are the environment's, of most likely actions,
 means over 100 initial states that neither training nor the choice of its recipe saw. A finished run is not repeated and
 an unfinished one goes on from its checkpoint, so the command takes up where it was stopped; every run logs into its
@@ -34,7 +34,7 @@ def overrides_of(case: str) -> list[str]:
     words = [f"env={task}", f"demonstrations.count={count}"]
     if not every:
         return ["experiment=gail", *words]
-    recipe = "gail_single" if count == "1" else "gail_subsampled"
+    recipe = "gail_one_episode" if count == "1" else "gail_subsampled"
     return [f"experiment={recipe}", *words, f"demonstrations.every={every[0]}"]
 
 
