@@ -107,13 +107,19 @@ class Gaussian(BoxDistribution):
         self.mean, self.log_std = mean, log_std.expand_as(mean)
 
     def rsample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self.center + self.scale * (self.mean + self.log_std.exp() * self._noise(generator))
-
-    def _noise(self, generator: torch.Generator | None = None) -> Tensor:
-        return torch.empty_like(self.mean).normal_(generator=generator)
+        return self._action(self._draw(generator))
 
     def mode(self) -> Tensor:
-        return self.center + self.scale * self.mean
+        """The action of the Gaussian's mode."""
+        return self._action(self.mean)
+
+    def _draw(self, generator: torch.Generator | None = None) -> Tensor:
+        """Of the Gaussian itself."""
+        return self.mean + self.log_std.exp() * torch.empty_like(self.mean).normal_(generator=generator)
+
+    def _action(self, unit: Tensor) -> Tensor:
+        """The action that numbers of the Gaussian stand for."""
+        return self.center + self.scale * unit
 
     def log_prob(self, action: Tensor) -> Tensor:
         z = ((action - self.center) / self.scale - self.mean) / self.log_std.exp()
@@ -138,13 +144,9 @@ class ClippedGaussian(Gaussian):
     divergences' integrals.
     """
 
-    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+    def _action(self, unit: Tensor) -> Tensor:
         """Gradients are right for functions of the action, but not for its log-probability, which jumps at a bound."""
-        return self.center + self.scale * (self.mean + self.log_std.exp() * self._noise(generator)).clamp(-1, 1)
-
-    def mode(self) -> Tensor:
-        """The action of the Gaussian's mode."""
-        return self.center + self.scale * self.mean.clamp(-1, 1)
+        return super()._action(unit.clamp(-1, 1))
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Also of actions beyond the bounds, which count as on them."""
@@ -196,19 +198,16 @@ class SquashedGaussian(Gaussian):
     function, leaves it as it is.
     """
 
-    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self.center + self.scale * (self.mean + self.log_std.exp() * self._noise(generator)).tanh()
+    def _action(self, unit: Tensor) -> Tensor:
+        """Of the Gaussian's mode it is not quite the density's own, whose peak tanh moves towards the bounds."""
+        return super()._action(unit.tanh())
 
     def rsample_and_log_prob(self) -> tuple[Tensor, Tensor]:
         """Exact at the bounds too: nothing is inverted."""
-        noise = self._noise()
-        before = self.mean + self.log_std.exp() * noise
-        log_density = _standard_normal(noise) - self.log_std - _log_tanh_slope(before) - self.scale.log()
-        return self.center + self.scale * before.tanh(), log_density.sum(-1)
-
-    def mode(self) -> Tensor:
-        """The action of the Gaussian's mode (tanh moves the density's own peak towards the bounds)."""
-        return self.center + self.scale * self.mean.tanh()
+        drawn = self._draw()
+        z = (drawn - self.mean) / self.log_std.exp()
+        log_density = _standard_normal(z) - self.log_std - _log_tanh_slope(drawn) - self.scale.log()
+        return self._action(drawn), log_density.sum(-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Also of actions at the bounds or beyond, which recorded and clipped ones often are.
