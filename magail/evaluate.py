@@ -23,7 +23,7 @@ import torch
 from omegaconf import DictConfig
 
 from magail.config import build, one_clear_message
-from magail.experts import load_expert, most_likely
+from magail.experts import Source, load_expert, most_likely
 from magail.opponents import against
 from magail.policy import Acting, Policy, RandomPolicy
 from magail.render import side_by_side
@@ -33,7 +33,7 @@ from magail.statistics import mean_interval
 from magail.types import BatchedEnv
 
 
-def expert_policy(env_cfg: DictConfig, env: BatchedEnv, checkpoint: str | None = None) -> Acting | None:
+def expert_policy(env_cfg: DictConfig, env: BatchedEnv, checkpoint: Source | None = None) -> Acting | None:
     """Who ``checkpoint`` names (`load_expert`), or the environment's expert; None where there is neither."""
     source = checkpoint or env_cfg.expert
     return load_expert(source, env.groups) if source else None

@@ -1,4 +1,4 @@
-"""Whoever can demonstrate: policies of ours, stable-baselines3's, and any function."""
+"""Whoever can demonstrate: policies of ours, stable-baselines3's, any function, and several of them in turn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from magail.files import locate
 from magail.formats import pickles
 from magail.formats.episodes import flat_action, unflat_obs
 from magail.policy import Acting, MostLikely, Policy, load_policy
+from magail.population import Population
 from magail.types import AgentGroup, ByGroup
+
+Source = str | Sequence[str]
+"""What `load_expert` takes."""
 
 _DOTTED = re.compile(r"[a-zA-Z_]\w*(\.[a-zA-Z_]\w*)+")
 _OURS = (".pt", ".safetensors")
@@ -31,16 +35,18 @@ _ADMITTED = re.compile(
 )
 
 
-def load_expert(source: str, groups: Sequence[AgentGroup]) -> Acting:
+def load_expert(source: Source, groups: Sequence[AgentGroup]) -> Acting:
     """The policy that ``source`` names.
 
     Args:
-        source: a run folder, a checkpoint (.pt) or a .safetensors of one; a .zip that stable-baselines3 saved; or the
-            dotted path of a function (`FunctionPolicy`).
+        source: a run folder, a checkpoint (.pt) or a .safetensors of one; a .zip that stable-baselines3 saved; the
+            dotted path of a function (`FunctionPolicy`); or several of those (`Population`).
 
     Raises:
         ValueError: there is none, or it does not fit the groups.
     """
+    if not isinstance(source, str):
+        return Population([load_expert(one, groups) for one in source])
     path = locate(source)
     if path.suffix == ".zip":
         return StableBaselinesPolicy(path, groups)
@@ -51,11 +57,20 @@ def load_expert(source: str, groups: Sequence[AgentGroup]) -> Acting:
 
 def most_likely(policy: Acting) -> Acting:
     """``policy`` with its most likely actions, where it has them; others play as they do."""
+    if isinstance(policy, Population):
+        return policy.each(most_likely)
     if isinstance(policy, Policy):
         return MostLikely(policy)
     if isinstance(policy, StableBaselinesPolicy):
         return policy.most_likely()
     return policy
+
+
+def moved(policy: Acting, device: torch.device) -> Acting:
+    """``policy`` to play on a ``device``; who is not of networks of ours plays where it is."""
+    if isinstance(policy, Population):
+        return policy.each(lambda one: moved(one, device))
+    return policy.to(device) if isinstance(policy, Policy) else policy
 
 
 class FunctionPolicy:

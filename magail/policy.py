@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,19 @@ class Acting(Protocol):
     """Whatever can play: observations ``[E, A, O]`` to actions ``[E, A, U]`` and log-probabilities ``[E, A]``."""
 
     def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]: ...
+
+
+@runtime_checkable
+class Remembering(Acting, Protocol):
+    """Who may act on what it remembers of an episode: ``recurrent`` numbers (H) an agent, none if that is 0."""
+
+    recurrent: int
+
+    def act_after(
+        self, memory: ByGroup, obs: ByGroup, generator: torch.Generator | None = None
+    ) -> tuple[ByGroup, ByGroup, ByGroup]:
+        """As `act`, after ``memory [E, A, H]`` (empty: of episodes that begin); also the memory after it."""
+        ...
 
 
 class Policy(nn.Module):

@@ -1,7 +1,8 @@
 """Write demonstrations: ``python -m magail.record env=simple_spread episodes=100 output=demonstrations.npz``.
 
 ``checkpoint=`` records another policy than the environment's shipped expert: a run folder, a .pt or .safetensors file
-of one, a .zip of stable-baselines3, or the dotted path of a function ``(observation, agent) -> action``.
+of one, a .zip of stable-baselines3, the dotted path of a function ``(observation, agent) -> action``, or several, in
+a list, of which one is drawn for each episode.
 
     python -m magail.record env=hopper from=minari from.path=mujoco/hopper/expert-v0
 
@@ -23,6 +24,7 @@ from magail.config import build, one_clear_message
 from magail.demonstrations import Demonstrations
 from magail.distributions import action_head
 from magail.evaluate import expert_policy
+from magail.experts import Source
 from magail.experts import most_likely as most_likely_actions
 from magail.policy import Acting
 from magail.rollout import play_episodes
@@ -47,14 +49,14 @@ def record(
 
 
 def record_expert(
-    env_cfg: DictConfig, env: BatchedEnv, episodes: int, seed: int, most_likely: bool, checkpoint: str | None = None
+    env_cfg: DictConfig, env: BatchedEnv, episodes: int, seed: int, most_likely: bool, checkpoint: Source | None = None
 ) -> Demonstrations:
     """Record ``episodes`` of the expert, with reset seeds of their own for every ``seed``.
 
     Raises:
         ValueError: the environment ships no expert and no checkpoint is given.
     """
-    policy = expert_policy(env_cfg, env, checkpoint)
+    policy, source = expert_policy(env_cfg, env, checkpoint), checkpoint or env_cfg.expert
     if policy is None:
         raise ValueError(
             f"env={env_cfg.name} ships no expert: give demonstrations.path=FILE, or train an expert with "
@@ -64,7 +66,7 @@ def record_expert(
     seeds = [(seed + 16) * 2**20 + i for i in range(episodes)]
     metadata = {
         "env": OmegaConf.to_container(env_cfg.evaluate, resolve=True),
-        "expert": checkpoint or env_cfg.expert,
+        "expert": source if isinstance(source, str) else list(source),
         "most_likely": most_likely,
     }
     acting = most_likely_actions(policy) if most_likely else policy

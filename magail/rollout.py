@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from magail.advantage import goes_on
-from magail.policy import Acting, MostLikely, Policy
+from magail.policy import Acting, Remembering
 from magail.types import BatchedEnv, ByGroup, JointTransition, Step, Transition, stack
 
 
@@ -21,7 +21,8 @@ class Player:
 
     def __init__(self, policy: Acting) -> None:
         self.policy = policy
-        self.memory: ByGroup = {}  # [E, A, H]; empty at the beginning, and always if the policy is not recurrent
+        self.memory: ByGroup = {}  # [E, A, H]; empty at the beginning, and always if the policy remembers nothing
+        self._remembering = policy if isinstance(policy, Remembering) and policy.recurrent else None
 
     def step(self, env: BatchedEnv, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup, Step]:
         """Act once in every copy: the actions ``[E, A, U]``, their log-probabilities ``[E, A]``, and what came back."""
@@ -33,9 +34,9 @@ class Player:
 
     def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:
         """Actions ``[E, A, U]`` and their log-probabilities ``[E, A]``; `forget` is due after the step they lead to."""
-        if not isinstance(self.policy, (Policy, MostLikely)) or not self.policy.recurrent:
+        if self._remembering is None:
             return self.policy.act(obs, generator)
-        action, log_prob, self.memory = self.policy.act_after(self.memory, obs, generator)
+        action, log_prob, self.memory = self._remembering.act_after(self.memory, obs, generator)
         return action, log_prob
 
     def forget(self, step: Step, mask: ByGroup) -> None:

@@ -29,7 +29,7 @@ def policy_file(request, tmp_path):
 
 
 def test_a_seat_sees_what_it_sees_in_the_whole_game(policy_file):
-    whole, seat = push(), AgainstOpponents(push(), {"agent": [MostLikely(load_policy(policy_file, [AGENT]))]}, seed=0)
+    whole, seat = push(), AgainstOpponents(push(), {("agent",): MostLikely(load_policy(policy_file, [AGENT]))}, seed=0)
     assert [group.name for group in seat.groups] == ["adversary"]
     joint = Player(MostLikely(load_policy(policy_file, GROUPS)))
     single = Player(MostLikely(load_policy(policy_file, seat.groups)))
@@ -78,14 +78,6 @@ def test_who_cannot_be_an_opponent(names):
         against(push(), dict.fromkeys(names, "nothing"), seed=0)
 
 
-def test_a_population_shares_the_copies():
-    watched = Watched(push())
-    env = AgainstOpponents(watched, {"agent": [Stubborn(1), Stubborn(2), Stubborn(3)]}, seed=0)
-    env.reset(itertools.count())
-    collect(env, Stubborn(0), 1)
-    assert watched.actions[-1]["agent"].flatten().tolist() == [1, 2, 3, 1, 2, 3, 1, 2]
-
-
 def test_nobody_is_no_population():
     with pytest.raises(ValueError, match="opponents: nobody is named for agent"):
         against(push(), {"agent": []}, seed=0)
@@ -94,29 +86,3 @@ def test_nobody_is_no_population():
 def test_no_opponents():
     env = push()
     assert against(env, None, seed=0) is env
-
-
-class Watched:
-    """An environment that remembers the actions that it was told."""
-
-    def __init__(self, env):
-        self.env, self.actions = env, []
-
-    def __getattr__(self, name):
-        return getattr(self.env, name)
-
-    def step(self, action):
-        self.actions.append(action)
-        return self.env.step(action)
-
-
-class Stubborn(Policy):
-    """Takes the same action everywhere."""
-
-    def __init__(self, action):
-        super().__init__(GROUPS, hidden_sizes=[4])
-        self.register_buffer("action", torch.tensor(action))
-
-    def act(self, obs, generator=None):
-        action = {name: self.action.expand(*x.shape[:-1], 1) for name, x in obs.items()}
-        return action, {name: torch.zeros(x.shape[:-1]) for name, x in obs.items()}

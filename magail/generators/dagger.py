@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from magail.demonstrations import Demonstrations
-from magail.experts import load_expert
+from magail.experts import Source, load_expert
 from magail.experts import most_likely as most_likely_actions
 from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory
 from magail.policy import Policy
@@ -35,7 +35,7 @@ class DAgger:
         groups: Sequence[AgentGroup],
         *,
         policy: dict[str, Any],
-        expert: str | None,
+        expert: Source | None,
         most_likely: bool,
         capacity: int,
         steps: int,

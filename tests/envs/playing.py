@@ -33,6 +33,31 @@ def play(env: BatchedEnv, steps: int, seed: int = 0) -> Iterator[tuple[Step, ByG
         yield step, env.obs, env.mask
 
 
+class Watched:
+    """An environment that remembers the actions that it was told."""
+
+    def __init__(self, env: BatchedEnv) -> None:
+        self.env, self.actions = env, list[ByGroup]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)
+
+    def step(self, action: ByGroup) -> Step:
+        self.actions.append(action)
+        return self.env.step(action)
+
+
+class Stubborn:
+    """Takes the same action everywhere."""
+
+    def __init__(self, action: int) -> None:
+        self.action = torch.tensor([action])
+
+    def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:
+        action = {name: self.action.expand(*x.shape[:-1], 1) for name, x in obs.items()}
+        return action, {name: torch.zeros(x.shape[:-1]) for name, x in obs.items()}
+
+
 def assert_same(one: Any, two: Any) -> None:
     """Equal bit for bit: steps, dictionaries, lists and tensors."""
     if isinstance(one, torch.Tensor):
