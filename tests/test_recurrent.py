@@ -429,13 +429,15 @@ def test_on_policy_generators_must_say_that_they_can(network):
         OnPolicy(TWO_SIDES, **options | {network: BOTH[network]})
 
 
-@pytest.mark.parametrize("whose", ["policy", "expert"])
+@pytest.mark.parametrize("whose", ["policy", "expert", "one of the experts"])
 def test_dagger_refuses(whose, tmp_path):
-    Policy(TWO_SIDES, (8,), recurrent=4 if whose == "expert" else 0).save(tmp_path / "policy.safetensors")
+    Policy(TWO_SIDES, (8,), recurrent=0 if whose == "policy" else 4).save(tmp_path / "policy.safetensors")
+    Policy(TWO_SIDES, (8,)).save(tmp_path / "other.safetensors")
     options = {"capacity": 10, "steps": 1, "batch_size": 1, "learning_rate": 1.0, "weight_decay": 0.0, "averaging": 0.0}
     policy = POLICY if whose == "policy" else OPTIONS["policy"]
+    expert = [str(tmp_path / "other.safetensors"), str(tmp_path)] if "one" in whose else str(tmp_path)
     with pytest.raises(ValueError, match=CANNOT):
-        DAgger(TWO_SIDES, policy=policy, expert=str(tmp_path), most_likely=False, **options)
+        DAgger(TWO_SIDES, policy=policy, expert=expert, most_likely=False, **options)
 
 
 @pytest.mark.parametrize("asker", ["airl", "zero-sum"])

@@ -14,6 +14,7 @@ from magail.experts import Source, load_expert
 from magail.experts import most_likely as most_likely_actions
 from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory
 from magail.policy import Policy
+from magail.population import Population
 from magail.ranges import check_range
 from magail.types import AgentGroup, JointTransition, Transition, concatenate
 
@@ -54,7 +55,8 @@ class DAgger:
         known = load_expert(expert, groups)
         self.expert = most_likely_actions(known) if most_likely else known
         self.policy = Policy(groups, **policy)
-        refuse_memory(self.policy, *([known] if isinstance(known, Policy) else []))
+        asked = known.policies if isinstance(known, Population) else [known]
+        refuse_memory(self.policy, *(one for one in asked if isinstance(one, Policy)))
         self.average = PolicyAverage(self.policy, averaging)
         self.steps, self.batch_size, self.capacity = steps, batch_size, capacity
         self.optimizer = torch.optim.AdamW(
