@@ -107,15 +107,18 @@ class Gaussian(BoxDistribution):
         self.mean, self.log_std = mean, log_std.expand_as(mean)
 
     def rsample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self._action(self._draw(generator))
+        return self._action(self._at(self._noise(generator)))
 
     def mode(self) -> Tensor:
         """The action of the Gaussian's mode."""
         return self._action(self.mean)
 
-    def _draw(self, generator: torch.Generator | None = None) -> Tensor:
-        """Of the Gaussian itself."""
-        return self.mean + self.log_std.exp() * torch.empty_like(self.mean).normal_(generator=generator)
+    def _noise(self, generator: torch.Generator | None = None) -> Tensor:
+        return torch.empty_like(self.mean).normal_(generator=generator)
+
+    def _at(self, z: Tensor) -> Tensor:
+        """The Gaussian's numbers ``z`` standard deviations from its mean."""
+        return self.mean + self.log_std.exp() * z
 
     def _action(self, unit: Tensor) -> Tensor:
         """The action that numbers of the Gaussian stand for."""
@@ -204,10 +207,10 @@ class SquashedGaussian(Gaussian):
 
     def rsample_and_log_prob(self) -> tuple[Tensor, Tensor]:
         """Exact at the bounds too: nothing is inverted."""
-        drawn = self._draw()
-        z = (drawn - self.mean) / self.log_std.exp()
-        log_density = _standard_normal(z) - self.log_std - _log_tanh_slope(drawn) - self.scale.log()
-        return self._action(drawn), log_density.sum(-1)
+        noise = self._noise()
+        before = self._at(noise)
+        log_density = _standard_normal(noise) - self.log_std - _log_tanh_slope(before) - self.scale.log()
+        return self._action(before), log_density.sum(-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Also of actions at the bounds or beyond, which recorded and clipped ones often are.

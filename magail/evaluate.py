@@ -9,7 +9,6 @@ play some of the groups against all of them.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -23,7 +22,7 @@ import torch
 from omegaconf import DictConfig
 
 from magail.config import build, one_clear_message
-from magail.experts import Source, load_expert, most_likely
+from magail.experts import Source, load_expert, most_likely, moved
 from magail.opponents import against
 from magail.policy import Acting, Policy, RandomPolicy
 from magail.render import side_by_side
@@ -50,7 +49,7 @@ class Evaluator:
         return against(build(self.cfg.env.evaluate, **overrides), self.cfg.opponents, self.options.seed)
 
     def _acting(self, policy: Acting) -> Acting:
-        here = copy.deepcopy(policy).to(self.env.device) if isinstance(policy, Policy) else policy
+        here = moved(policy, self.env.device)
         return most_likely(here) if self.options.most_likely else here
 
     def _generator(self) -> torch.Generator:

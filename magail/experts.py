@@ -67,10 +67,10 @@ def most_likely(policy: Acting) -> Acting:
 
 
 def moved(policy: Acting, device: torch.device) -> Acting:
-    """``policy`` to play on a ``device``; who is not of networks of ours plays where it is."""
+    """``policy``, copied, to play on a ``device``; who is not of networks of ours plays where it is."""
     if isinstance(policy, Population):
         return policy.each(lambda one: moved(one, device))
-    return policy.to(device) if isinstance(policy, Policy) else policy
+    return copy.deepcopy(policy).to(device) if isinstance(policy, Policy) else policy
 
 
 class FunctionPolicy:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from magail.policy import Acting, Remembering
 from magail.rollout import Player
@@ -62,16 +61,15 @@ class Population:
     def _played(
         self, number: int, memory: ByGroup, obs: ByGroup, generator: torch.Generator | None
     ) -> tuple[ByGroup, ByGroup, ByGroup]:
-        """What a policy does where it plays, and the memory of that."""
+        """What a policy does where it plays, and the memory of that, in the place of ``memory``."""
         player, units = Player(self.policies[number - 1]), self.units[number - 1]
         player.memory = {name: x[..., 1 : 1 + units] for name, x in memory.items() if units}
         action, log_prob = player.act(obs, generator)
-        after = {
-            name: F.pad(torch.full_like(x[..., :1], number), (0, self.recurrent - 1)) for name, x in memory.items()
-        }
+        for x in memory.values():
+            x[..., 0] = number
         for name, x in player.memory.items():
-            after[name][..., 1 : 1 + units] = x
-        return action, log_prob, after
+            memory[name][..., 1 : 1 + units] = x
+        return action, log_prob, memory
 
 
 def _of(values: ByGroup, rows: Tensor) -> ByGroup:
