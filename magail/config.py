@@ -75,6 +75,7 @@ class TrainConfig:
     rollout_steps: int
     start_from_demonstrations: float
     symmetries: Any  # auto, true, false or a number
+    agreement: float
     opponents: dict[str, Any] | None  # of sources, or lists of them
     demonstrations: DemonstrationsConfig
     reward: RewardConfig
@@ -90,6 +91,7 @@ class TrainConfig:
 AT_LEAST_0 = (
     "seed",
     "iterations",
+    "agreement",
     "demonstrations.count",
     "bc.steps",
     "bc.learning_rate",

@@ -252,10 +252,17 @@ class Symmetries:
         """Observations ``[B, A, O]``, each row from its ``view [B]``."""
         return {name: self.obs[name].see(x, view) for name, x in self.places(obs, view).items()}
 
+    def see_action(self, action: ByGroup, view: Tensor) -> ByGroup:
+        """Actions ``[B, A, U]``, each row as it is called from its ``view [B]``."""
+        return {name: self.action[name].see(x, view) for name, x in self.places(action, view).items()}
+
     def undo_action(self, action: ByGroup, view: Tensor) -> ByGroup:
         """As they are: actions ``[B, A, U]`` that each row means from its ``view [B]``."""
-        meant = {name: self._undo[name].see(x, view) for name, x in action.items()}
-        return {name: _rows(x, self._back[name][view]) if name in self._back else x for name, x in meant.items()}
+        return self.undo_places({name: self._undo[name].see(x, view) for name, x in action.items()}, view)
+
+    def undo_places(self, values: ByGroup, view: Tensor) -> ByGroup:
+        """``values [B, A, ...]`` of each place, for the agent that came there in each row's ``view [B]``."""
+        return {name: _rows(x, self._back[name][view]) if name in self._back else x for name, x in values.items()}
 
     @cached_property
     def _undo(self) -> dict[str, Change]:

@@ -7,8 +7,15 @@ import torch
 
 from magail.demonstrations import Demonstrations
 from magail.policy import Policy
-from magail.rollout import play_episodes
-from magail.symmetries import RandomViews, in_all_views, what_is_shared
+from magail.rollout import Player, collect, play_episodes
+from magail.symmetries import (
+    Agreement,
+    RandomViews,
+    in_all_views,
+    last_within_standard_error,
+    mean_log_probs,
+    what_is_shared,
+)
 from magail.types import Renamed, Reordered, Symmetries
 from magail_envs.particle.simple import Simple
 from magail_envs.particle.simple_spread import SimpleSpread
@@ -155,6 +162,19 @@ def test_a_lone_demonstration_is_taken_in_all_views():
     assert what_is_shared(recorded(Eastward(), 1), SYMMETRIES, [], policy, seed=0, **CLONING, evaluate_every=50) is True
 
 
+@pytest.mark.parametrize(
+    ("losses", "answer"),
+    [
+        ([[1.0, 2.0, 3.0], [1.5, 2.5, 3.5]], 0),  # folds differ, but in each the second is worse by as much
+        ([[1.0, 2.0, 3.0], [1.5, 1.5, 3.2]], 1),  # 0.5, -0.5 and 0.2 behind: 0.067 +- 0.296
+        ([[1.0, 2.0, 3.0], [0.9, 1.9, 2.9], [1.2, 2.4, 3.6]], 1),  # the third 0.5 behind the best, +- 0.115
+        ([[2.0, 2.0], [1.0, 1.0], [0.0, 0.0]], 2),
+    ],
+)
+def test_of_answers_that_are_as_good_the_last_is_taken(losses, answer):
+    assert last_within_standard_error(torch.tensor(losses)) == answer
+
+
 def spread(num_envs):
     return SimpleSpread("simple_spread", {}, num_envs)
 
@@ -205,3 +225,64 @@ def test_agents_that_change_places_take_everything_along():
         episode = seen.episode(index).groups["agent"]
         candidates = [images.episode(index + 40 * view).groups["agent"] for view in range(convention.number)]
         assert any(torch.allclose(episode.obs, image.obs, atol=1e-5) for image in candidates)
+
+
+def spreading(symmetries, continuous):
+    """A policy, steps that it took, and ``symmetries`` of the world."""
+    arguments = {"continuous_actions": continuous}
+    env = SimpleSpread("simple_spread", arguments, 50)
+    policy = Policy(env.groups)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)  # or all actions would be about as likely
+    env.reset(itertools.count())
+    rollout, _ = collect(env, Player(policy), 25)
+    world = SimpleSpread("simple_spread", arguments, 64)
+    made = mirror_images_and_turns(world) if symmetries == "views" else landmarks_of_agents(world, None)[3]
+    return policy, rollout.flatten(), made
+
+
+@pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])
+@pytest.mark.parametrize("symmetries", ["views", "names"])
+def test_the_mean_over_views_is_the_same_from_every_view(symmetries, continuous):
+    torch.manual_seed(0)
+    policy, steps, views = spreading(symmetries, continuous)
+    batch = steps.rows(torch.arange(10))
+    mean = mean_log_probs(policy, views, batch.field("obs"), [batch.field("action")])["agent"][0]
+    own = policy.log_prob(batch)["agent"]
+    assert (mean - own).abs().max() > 0.1
+    for number in range(views.number):
+        view = torch.full((10,), number)
+        seen = views.see(batch, view)
+        there = mean_log_probs(policy, views, seen.field("obs"), [seen.field("action")])["agent"][0]
+        assert torch.allclose(views.undo_places({"agent": there}, view)["agent"], mean, atol=1e-4)
+
+
+@pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])
+def test_agreement_draws_a_policy_to_its_mean_over_views(continuous):
+    torch.manual_seed(0)
+    policy, steps, views = spreading("views", continuous)
+
+    def disagreement():
+        batch = steps.rows(torch.arange(200))
+        mean = mean_log_probs(policy, views, batch.field("obs"), [batch.field("action")])["agent"][0]
+        return (policy.log_prob(batch)["agent"] - mean).abs().mean().item()
+
+    before = disagreement()
+    term, optimizer = Agreement(policy, views, 1.0).term(steps), torch.optim.Adam(policy.parameters(), lr=1e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        term().backward()
+        optimizer.step()
+    assert disagreement() < 0.5 * before
+
+
+def test_a_policy_that_agrees_with_itself_is_left_as_it_is():
+    """Its weights are equal then, and what is left of the gradient is the noise of the samples."""
+    torch.manual_seed(0)
+    policy, steps, views = spreading("views", False)
+    for actor in policy.actors.values():
+        torch.nn.init.zeros_(list(actor.parameters())[-1])
+        torch.nn.init.zeros_(list(actor.parameters())[-2])
+    term = Agreement(policy, views, 2.0).term(steps)
+    assert term().item() == pytest.approx(2 * torch.tensor(5.0).log().item(), rel=1e-5)
