@@ -30,6 +30,7 @@ EXPERTS = {"simple_tag": ["algorithm=rl", "env=simple_tag", "iterations=600", "e
 AS_THEY_ARE = [  # demonstrations seen as they are, and cloned into small networks in fewer steps
     "symmetries=false",
     "bc.steps=3000",
+    "bc.learning_rate=1e-3",
     "bc.weight_decay=0.3",
     "generator.policy.hidden_sizes=[64,64]",
 ]

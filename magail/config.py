@@ -31,7 +31,7 @@ class DemonstrationsConfig:
 class CloningConfig:
     steps: int
     batch_size: int
-    learning_rate: float
+    learning_rate: Any  # a number, or auto
     weight_decay: Any  # a number, or auto
     evaluate_every: int
     coefficient: float
@@ -94,7 +94,6 @@ AT_LEAST_0 = (
     "agreement",
     "demonstrations.count",
     "bc.steps",
-    "bc.learning_rate",
     "bc.coefficient",
     "evaluation.seed",
     "evaluation.video_episodes",
@@ -127,7 +126,7 @@ def check(cfg: DictConfig) -> None:
     numbers = {key: select(key) for key in AT_LEAST_0 + AT_LEAST_1}
     check_range({key: numbers[key] for key in AT_LEAST_0}, 0)
     check_range({key: numbers[key] for key in AT_LEAST_1}, 1)
-    check_auto_or_range({"bc.weight_decay": cfg.bc.weight_decay}, 0)
+    check_auto_or_range({f"bc.{key}": cfg.bc[key] for key in ("learning_rate", "weight_decay")}, 0)
     if cfg.threads is not None:
         check_range({"threads": cfg.threads}, 1)
     check_range({"evaluation.episodes": cfg.evaluation.episodes}, 2)

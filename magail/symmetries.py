@@ -28,7 +28,7 @@ FOLDS = 5  # of the cross-validation that asks demonstrations
 AGREED_STEPS = 64  # of a rollout to agree on with each gradient step; 256 do as well and take longer
 SAMPLES = 8  # actions for each observation that stand for a distribution
 TRIAL_STEPS = 800  # of cloning at most, enough to tell two clones apart
-TRIAL_PACE = 4.0  # times the learning rate: at its own, clones of many images would not get far enough
+TRIAL_RATE = 4e-3  # at the learning rate of cloning itself clones of many images would not get far enough in those
 
 
 def in_all_views(demonstrations: Demonstrations, *symmetries: Symmetries) -> Demonstrations:
@@ -142,7 +142,7 @@ def _trial(
     pace = {
         "steps": steps,
         "evaluate_every": max(steps // 8, 1),
-        "learning_rate": TRIAL_PACE * cloning["learning_rate"],
+        "learning_rate": TRIAL_RATE,
     }
     clone = Policy(policy.groups, **policy.architecture).to(policy.fixed.device)
     return BehavioralCloning(clone, some, others, **cloning | pace)

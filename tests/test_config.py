@@ -152,6 +152,7 @@ def test_every_experiment_passes_the_check(experiment):
         ),
         (["bc.weight_decay=-1"], "bc.weight_decay=-1 must be auto or a number of at least 0"),
         (["bc.weight_decay=some"], "bc.weight_decay=some must be auto or a number of at least 0"),
+        (["bc.learning_rate=-1"], "bc.learning_rate=-1 must be auto or a number of at least 0"),
         (["demonstrations.held_out=1"], "held_out=1 must be from 0 to 0.9"),
         (["env.backend=vmas"], "vmas"),
         (["discriminator=none"], "nothing to learn from.*algorithm=sqil"),

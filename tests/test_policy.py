@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 from magail import checkpoint
 from magail.config import build
 from magail.demonstrations import Demonstrations
-from magail.generators.bc import BehavioralCloning
+from magail.generators.bc import BehavioralCloning, auto_learning_rate
 from magail.networks import BoundsNormalizer, RunningNormalizer
 from magail.policy import MostLikely, Policy, RandomPolicy, load_policy
 from tests.learning.test_imitation import demonstrations_of, fresh_return
@@ -158,6 +158,11 @@ def test_the_prior_counts_less_the_more_there_is_to_clone():
     for wrong in ("some", -0.1):
         with pytest.raises(ValueError, match=f"bc.weight_decay={wrong} must be auto or a number"):
             decay(shown[0], wrong)
+
+
+@pytest.mark.parametrize(("steps", "rate"), [(125, 1e-3), (6000, 1e-3), (24000, 2e-3), (54000, 3e-3), (240000, 3e-3)])
+def test_cloning_goes_farther_the_more_there_is_to_clone(steps, rate):
+    assert auto_learning_rate(steps) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("box", ["clipped", "squashed", "beta"])

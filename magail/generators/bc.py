@@ -11,7 +11,8 @@ from magail.demonstrations import Demonstrations
 from magail.policy import Policy
 from magail.ranges import check_auto_or_range
 
-PRIOR = 300.0  # what "auto" divides by the steps there are to clone
+PRIOR = 300.0  # what "auto" weight decay divides by the steps there are to clone
+SLOWEST, FASTEST, FEW = 1e-3, 3e-3, 6000  # between which "auto" learning rates lie, and where the slowest ends
 
 
 class BehavioralCloning:
@@ -19,10 +20,12 @@ class BehavioralCloning:
 
     Weight decay, not early stopping, holds it back from overfitting: a single held-out episode of five stopped it far
     too early, and cost a fifth of the data. ``auto`` is 300 over the steps there are to clone, as the prior of a
-    Bayesian counts less the more data there are. ``held_out`` demonstrations (None: there are none) are watched only.
+    Bayesian counts less the more data there are. The more there is to clone the farther cloning may go, too: an
+    ``auto`` learning rate grows with the square root of those steps. ``held_out`` demonstrations (None: there are none)
+    are watched only.
 
     Raises:
-        ValueError: a ``weight_decay`` that is neither ``auto`` nor a number >= 0.
+        ValueError: a ``learning_rate`` or ``weight_decay`` that is neither ``auto`` nor a number >= 0.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class BehavioralCloning:
         *,
         steps: int,
         batch_size: int,
-        learning_rate: float,
+        learning_rate: float | str,
         weight_decay: float | str,
         evaluate_every: int,
         coefficient: float,
@@ -41,9 +44,11 @@ class BehavioralCloning:
         self.policy, self.demonstrations, self.held_out = policy, demonstrations, held_out
         self.steps, self.batch_size, self.evaluate_every = steps, batch_size, evaluate_every
         self.coefficient = coefficient
-        check_auto_or_range({"bc.weight_decay": weight_decay}, 0)
-        decay = PRIOR / demonstrations.num_steps if weight_decay == "auto" else float(weight_decay)
-        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=decay, fused=True)
+        check_auto_or_range({"bc.weight_decay": weight_decay, "bc.learning_rate": learning_rate}, 0)
+        number = demonstrations.num_steps
+        rate = auto_learning_rate(number) if learning_rate == "auto" else float(learning_rate)
+        decay = PRIOR / number if weight_decay == "auto" else float(weight_decay)
+        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=rate, weight_decay=decay, fused=True)
 
     def loss(self) -> Tensor:
         """Negative log-likelihood in nats of a random batch of demonstrations: steps, or episodes if recurrent."""
@@ -68,6 +73,11 @@ class BehavioralCloning:
             self.optimizer.step()
             if step % self.evaluate_every == 0 or step == self.steps:
                 log(step, {"bc/loss": loss.item(), **held_out_info(self.policy, self.held_out)})
+
+
+def auto_learning_rate(num_steps: int) -> float:
+    """Of AdamW, for as many steps to clone."""
+    return min(max(SLOWEST * (num_steps / FEW) ** 0.5, SLOWEST), FASTEST)
 
 
 @torch.no_grad()
