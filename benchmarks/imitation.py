@@ -47,6 +47,7 @@ from matplotlib import pyplot
 METHODS: dict[str, list[str]] = {
     "BC": ["algorithm=bc", "symmetries=false"],
     "MAGAIL": [],
+    "MAGAIL, no agreement": ["agreement=0"],
     "MAGAIL, views alone": ["symmetries=true"],
     "MAGAIL, as they are": ["symmetries=false"],
     "naive MAGAIL": [

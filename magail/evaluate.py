@@ -33,9 +33,19 @@ from magail.types import BatchedEnv
 
 
 def expert_policy(env_cfg: DictConfig, env: BatchedEnv, checkpoint: Source | None = None) -> Acting | None:
-    """Who ``checkpoint`` names (`load_expert`), or the environment's expert; None where there is neither."""
-    source = checkpoint or env_cfg.expert
-    return load_expert(source, env.groups) if source else None
+    """Who ``checkpoint`` names (`load_expert`), or the environment's expert; None where there is neither.
+
+    Raises:
+        ValueError: it cannot be loaded, or is for other agents or spaces than ``env``'s.
+    """
+    if checkpoint:
+        return load_expert(checkpoint, env.groups)
+    try:
+        return load_expert(env_cfg.expert, env.groups) if env_cfg.expert else None
+    except ValueError as error:
+        raise ValueError(
+            f"env.expert={env_cfg.expert} does not fit: {error}; or go on without: env.expert=null"
+        ) from error
 
 
 class Evaluator:
@@ -44,6 +54,11 @@ class Evaluator:
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.options = cfg, cfg.evaluation
         self.env = self._build()
+        try:  # now: the report after training is late to find out that it does not fit
+            self.expert = expert_policy(cfg.env, self.env)
+        except ValueError:
+            self.close()
+            raise
 
     def _build(self, **overrides: Any) -> BatchedEnv:
         return against(build(self.cfg.env.evaluate, **overrides), self.cfg.opponents, self.options.seed)
@@ -104,7 +119,7 @@ def main(cfg: DictConfig) -> None:
     with one_clear_message(), closing(Evaluator(cfg)) as evaluator:
         groups = evaluator.env.groups
         policies: dict[str, Acting | None] = {
-            "expert": expert_policy(cfg.env, evaluator.env),
+            "expert": evaluator.expert,
             "random": RandomPolicy(groups),
             "policy": load_expert(cfg.checkpoint, groups) if cfg.checkpoint else None,
         }

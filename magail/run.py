@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from magail.checkpoint import Checkpoints
 from magail.config import build
 from magail.devices import random_state, set_random_state
-from magail.evaluate import Evaluator, expert_policy
+from magail.evaluate import Evaluator
 from magail.logger import Logger
 from magail.policy import Acting, RandomPolicy, load_policy
 from magail.report import learning_curves, report_results
@@ -120,7 +120,7 @@ class Run:
         """Play expert, random, cloned and trained policies from the same reset seeds; table, curves and film."""
         groups = self.generator.policy.groups
         policies: dict[str, Acting | None] = {
-            "expert": expert_policy(self.cfg.env, evaluator.env),
+            "expert": evaluator.expert,
             "random": RandomPolicy(groups),
             "bc": load_policy(path, groups) if (path := self.run_dir / "bc.safetensors").exists() else None,
             self.cfg.algorithm: self.generator.averaged,

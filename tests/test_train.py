@@ -153,6 +153,13 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
         train(composed("env=simple_spread", *TINY, *SPREAD, "device=abacus"), tmp_path)
 
 
+def test_an_expert_that_does_not_fit_is_refused_before_training(tmp_path):
+    tiny = [x for x in TINY if not x.startswith(("demonstrations", "discriminator"))]
+    with pytest.raises(ValueError, match=r"env\.expert=pkg://.* does not fit: .*; or go on without: env\.expert=null"):
+        train(composed("env=simple_spread", "algorithm=rl", *tiny, *SPREAD, "env.arguments.N=2"), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize("prior", [name for name in choices("discriminator") if name not in ("learned", "none")])
 @pytest.mark.parametrize("continuous", ["false", "true"])
 def test_every_prior_trains_on_a_game_of_two_sides(prior, continuous, tmp_path):
