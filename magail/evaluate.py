@@ -22,7 +22,7 @@ import torch
 from omegaconf import DictConfig
 
 from magail.config import build, one_clear_message
-from magail.experts import Source, load_expert, most_likely, moved
+from magail.experts import load_expert, most_likely, moved
 from magail.opponents import against
 from magail.policy import Acting, Policy, RandomPolicy
 from magail.render import side_by_side
@@ -32,14 +32,12 @@ from magail.statistics import mean_interval
 from magail.types import BatchedEnv
 
 
-def expert_policy(env_cfg: DictConfig, env: BatchedEnv, checkpoint: Source | None = None) -> Acting | None:
-    """Who ``checkpoint`` names (`load_expert`), or the environment's expert; None where there is neither.
+def expert_policy(env_cfg: DictConfig, env: BatchedEnv) -> Acting | None:
+    """The environment's expert (`load_expert`); None where there is none.
 
     Raises:
         ValueError: it cannot be loaded, or is for other agents or spaces than ``env``'s.
     """
-    if checkpoint:
-        return load_expert(checkpoint, env.groups)
     try:
         return load_expert(env_cfg.expert, env.groups) if env_cfg.expert else None
     except ValueError as error:

@@ -24,7 +24,7 @@ from magail.config import build, one_clear_message
 from magail.demonstrations import Demonstrations
 from magail.distributions import action_head
 from magail.evaluate import expert_policy
-from magail.experts import Source
+from magail.experts import Source, load_expert
 from magail.experts import most_likely as most_likely_actions
 from magail.policy import Acting
 from magail.rollout import play_episodes
@@ -56,12 +56,13 @@ def record_expert(
     Raises:
         ValueError: the environment ships no expert and no checkpoint is given.
     """
-    policy, source = expert_policy(env_cfg, env, checkpoint), checkpoint or env_cfg.expert
+    policy = load_expert(checkpoint, env.groups) if checkpoint else expert_policy(env_cfg, env)
     if policy is None:
         raise ValueError(
             f"env={env_cfg.name} ships no expert: give demonstrations.path=FILE, or train an expert with "
             f"`python -m magail.train env={env_cfg.name} algorithm=rl` and point env.expert at its run folder"
         )
+    source = checkpoint or env_cfg.expert
     # every seed has a block of 2^20 reset seeds for itself, above those of evaluations
     seeds = [(seed + 16) * 2**20 + i for i in range(episodes)]
     metadata = {

@@ -277,8 +277,8 @@ def test_agreement_draws_a_policy_to_its_mean_over_views(continuous):
     assert disagreement() < 0.5 * before
 
 
-def test_a_policy_that_agrees_with_itself_is_left_as_it_is():
-    """Its weights are equal then, and what is left of the gradient is the noise of the samples."""
+def test_the_term_of_a_policy_that_agrees_with_itself_is_its_entropy():
+    """All five actions are as likely then, and so in every view."""
     torch.manual_seed(0)
     policy, steps, views = spreading("views", False)
     for actor in policy.actors.values():
