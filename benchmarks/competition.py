@@ -8,95 +8,133 @@ method's clone plays too. In the cross-play everybody plays one side against eve
 that neither training nor the choice of the recipe saw; a cell is the mean return of an agent of the side, over the
 seeds. The score is 0 for random play and 1 for the expert, both against the expert. Then a best response is trained
 against the expert and the imitators on each side, for as long and in the same way as the expert was: what it gets
-against the expert is the measure of what it gets against the others. A finished run is not repeated and an unfinished
-one goes on from its checkpoint.
+against the expert is the measure of what it gets against the others.
+
+A mean return is a row of the .csv file beside the page, and the policies of a row that is there are not trained again:
+the command takes up where it was stopped, on another machine too. Delete rows to make them anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import json
 import shlex
 import sys
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.imitation import METHODS, as_folder, run
 from benchmarks.loop import composed
-from benchmarks.seats import SIDES, Side, seat_returns
+from benchmarks.seats import SIDES, Side, expert_of, seat_returns
+from benchmarks.store import Row, Store
 from benchmarks.tables import machine, table
 from benchmarks.trainings import BRIEF, FRESH, over_seeds, trained
 from magail.config import build
-from magail.statistics import normalized_score
-from magail_envs.particle.env import ParticleEnv
+from magail.experts import Source
 
 EPISODES = 2000
 COPIES = 500
-
-Players = dict[str, list[str]]
-"""By name where the policies are, one for each seed."""
-
-
-def players_of(task: str, methods: Sequence[str], count: int, seeds: Sequence[int], runs: Path) -> Players:
-    """The expert, and each method's imitators and the clones they began from."""
-    players = {"expert": [str(composed(f"env={task}").env.expert)] * len(seeds)}
-    for method in methods:
-        folders = [run(task, method, count, seed, runs) for seed in seeds]
-        if None in folders:
-            sys.exit("a cross-play takes all of the trainings: mend what failed, and run the command again")
-        players[f"clone, of {method}"] = [f"{folder}/bc.safetensors" for folder in folders]
-        players[method] = [str(folder) for folder in folders]
-    return players
+KEYS = ("task", "demonstrations", "side", "player", "opponent", "seed")
+EXPERT, RANDOM, CLONE, RESPONSE = "expert", "random", "clone, of ", "best response"
+ONE_ACTOR = "generator.policy.share_parameters=true"
+TRAINED = {"simple_tag": [ONE_ACTOR], "simple_world_comm": [ONE_ACTOR]}  # how experts were, beside the recipe for all
 
 
-@functools.cache  # the same pairs meet in several tables
-def returns(env: ParticleEnv[Any], side: Side, player: str | None, opponent: str) -> np.ndarray:
-    """`seat_returns` from the table's initial states."""
-    return seat_returns(env, side, player, opponent, range(FRESH, FRESH + EPISODES))
+@dataclass(frozen=True)
+class Arena:
+    """Where the players of a task meet. Each has a name and a seed, and is trained when its first row is asked for."""
+
+    task: str
+    expert: Source
+    count: int  # of demonstrations
+    runs: Path  # where run folders lie
+    store: Store
+    training: threading.Lock = field(default_factory=threading.Lock)  # an imitator, which two may ask for at once
+
+    def mean_return(self, side: Side, player: str, opponent: str, seed: int) -> float:
+        """Of an agent of the ``side``, which ``player`` plays, over the table's initial states."""
+        trained_here = {player, opponent} - {EXPERT, RANDOM}
+        key = (self.task, self.count, " and ".join(side), player, opponent, seed if trained_here else "-")
+        row = self.store.row(
+            dict(zip(KEYS, key, strict=True)),
+            lambda: self._sources(side, player, opponent, seed),
+            lambda sources: self._played(side, *sources),
+        )
+        if row is None:
+            sys.exit("the page takes all of the trainings: mend what failed, and run the command again")
+        return float(row["return"])
+
+    def score(self, side: Side, returned: float) -> float:
+        """0 for what random play gets in the seats of the ``side`` against the expert, 1 for what the expert does."""
+        zero, one = (self.mean_return(side, player, EXPERT, 0) for player in (RANDOM, EXPERT))
+        return (returned - zero) / (one - zero)
+
+    def _sources(self, side: Side, player: str, opponent: str, seed: int) -> tuple[Source | None, Source] | None:
+        """Where ``player`` and ``opponent`` are, None for random play; or None where a training failed."""
+        theirs = self._source(opponent, seed)
+        if theirs is None:
+            return None
+        if player == RANDOM:
+            return None, theirs
+        ours = self._best_response(side, opponent, theirs, seed) if player == RESPONSE else self._source(player, seed)
+        return None if ours is None else (ours, theirs)
+
+    def _source(self, name: str, seed: int) -> Source | None:
+        if name == EXPERT:
+            return self.expert
+        with self.training:
+            folder = run(self.task, name.removeprefix(CLONE), self.count, seed, self.runs)
+        if folder is None:
+            return None
+        return str(folder / "bc.safetensors" if name.startswith(CLONE) else folder)
+
+    def _best_response(self, side: Side, name: str, opponent: Source, seed: int) -> Source | None:
+        groups = [group for other in SIDES[self.task] if other != side for group in other]
+        opponents = ", ".join(f"{group}: {json.dumps(opponent)}" for group in groups)
+        words = ["experiment=expert_particle", f"env={self.task}", f"opponents={{{opponents}}}", f"seed={7 + seed}"]
+        folder = self.runs / self.task / as_folder(RESPONSE) / "_".join(side) / as_folder(name) / str(seed)
+        found = trained([*words, *TRAINED.get(self.task, [])], folder, BRIEF)
+        return None if found is None else str(found)
+
+    def _played(self, side: Side, player: Source | None, opponent: Source) -> Row:
+        with closing(build(composed(f"env={self.task}").env.batched, num_envs=COPIES)) as env:
+            return {"return": float(seat_returns(env, side, player, opponent, range(FRESH, FRESH + EPISODES)).mean())}
 
 
-def cross_play(env: ParticleEnv[Any], side: Side, players: Players) -> str:
-    expert = players["expert"][0]
-    zero, one = returns(env, side, None, expert), returns(env, side, expert, expert)
+def cross_play(arena: Arena, side: Side, players: Sequence[str], seeds: Sequence[int]) -> str:
+    def means(player: str, opponent: str) -> list[float]:
+        alike = player == opponent == EXPERT
+        return [arena.mean_return(side, player, opponent, seed) for seed in (seeds[:1] if alike else seeds)]
+
     rows = []
-    for name, sources in players.items():
-        cells, scores = [], []
-        for opponent, others in players.items():
-            played = [returns(env, side, source, other) for source, other in zip(sources, others, strict=True)]
-            means = [float(x.mean()) for x in played]
-            cells.append(over_seeds(means if len(set(means)) > 1 else means[:1], digits=2))  # the expert has no seeds
-            if opponent == "expert":
-                scores = [normalized_score(x, one, zero)[0] for x in played]
-        rows.append([name, *cells, "1" if name == "expert" else over_seeds(scores)])
-    rows.append(["random", f"{zero.mean():.2f}", *["-"] * (len(players) - 1), "0"])
+    for player in players:
+        cells = [over_seeds(means(player, opponent), digits=2) for opponent in players]
+        scores = [arena.score(side, x) for x in means(player, EXPERT)]
+        rows.append([player, *cells, "1" if player == EXPERT else over_seeds(scores)])
+    zero = arena.mean_return(side, RANDOM, EXPERT, 0)
+    rows.append([RANDOM, f"{zero:.2f}", *["-"] * (len(players) - 1), "0"])
     return table([f"{' and '.join(side)}, against", *players, "score against the expert"], rows)
 
 
-def best_response(task: str, side: Side, name: str, index: int, opponent: str, folder: Path) -> Path | None:
-    """Where the best response of a ``side`` to an opponent's policy is; None where its training failed."""
-    groups = [group for other in SIDES[task] if other != side for group in other]
-    opponents = ", ".join(f'{group}: "{opponent}"' for group in groups)
-    words = ["experiment=expert_particle", f"env={task}", f"opponents={{{opponents}}}", f"seed={7 + index}"]
-    response = folder / "best_response" / "_".join(side) / as_folder(name) / str(index)
-    return trained(words, response, BRIEF)
-
-
 def exploitation(
-    env: ParticleEnv[Any], side: Side, expert: str, responses: Mapping[str, list[tuple[str, Path]]]
+    arena: Arena, side: Side, seeds: Sequence[int], responses: Mapping[tuple[Side, str], Sequence[Future[float]]]
 ) -> str:
-    """What the opponents ``side`` of everybody get: the expert, and each policy's best response."""
+    """What the opponents ``side`` of everybody get: the expert, and each policy's best response, also as a score."""
     rows = []
-    for name, found in responses.items():
-        against_expert = [returns(env, side, expert, source).mean() for source, _ in found]
-        best = [returns(env, side, str(response), source).mean() for source, response in found]
-        rows.append([name, over_seeds(against_expert, digits=2), over_seeds(best, digits=2)])
-    return table([f"{' and '.join(side)} against", "the expert gets", "a best response gets"], rows)
+    for (responding, name), futures in responses.items():
+        if responding == side:
+            best = [future.result() for future in futures]
+            expert = [arena.mean_return(side, EXPERT, name, seed) for seed, _ in zip(seeds, best, strict=False)]
+            scores = [over_seeds([arena.score(side, x) for x in returned]) for returned in (expert, best)]
+            rows.append([name, over_seeds(expert, digits=2), over_seeds(best, digits=2), *scores])
+    head = ["the expert gets", "a best response gets", "the expert's score", "the best response's score"]
+    return table([f"{' and '.join(side)} against", *head], rows)
 
 
 def main() -> None:
@@ -108,31 +146,28 @@ def main() -> None:
     parser.add_argument("--responses", type=int, default=1, help="of the seeds, how many are responded to; 0: none")
     parser.add_argument("--jobs", type=int, default=1, help="best responses trained at the same time")
     parser.add_argument("--runs", type=Path, default=Path("outputs/imitation"), help="where run folders lie")
-    parser.add_argument("--output", type=Path, required=True, help="Markdown file to write")
+    parser.add_argument("--output", type=Path, required=True, help="Markdown file to write, .csv beside it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    runs = arguments.runs.resolve()
+    runs, methods, seeds = arguments.runs.resolve(), arguments.methods, arguments.seeds
     command = shlex.join(["python", "-m", "benchmarks.competition", *sys.argv[1:]])
     page = ["# Competitive tasks", f"```\n{command}\n```", machine() + "."]
+    store = Store(arguments.output.with_suffix(".csv"), KEYS, ("return",))
+    players = [EXPERT, *(name for method in methods for name in (CLONE + method, method))]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for task in arguments.tasks:
-            players = players_of(task, arguments.methods, arguments.count, arguments.seeds, runs)
-            with closing(build(composed(f"env={task}").env.batched, num_envs=COPIES)) as env:
-                page += [f"## {task}", *(cross_play(env, side, players) for side in SIDES[task])]
-                for side in SIDES[task] if arguments.responses else ():
-                    futures = {
-                        name: [
-                            (source, pool.submit(best_response, task, side, name, index, source, runs / task))
-                            for index, source in enumerate(sources[: arguments.responses])
-                        ]
-                        for name, sources in players.items()
-                        if name in ("expert", *arguments.methods)
-                    }
-                    responses = {
-                        name: [(source, path) for source, future in found if (path := future.result())]
-                        for name, found in futures.items()
-                    }
-                    page.append(exploitation(env, side, players["expert"][0], responses))
+            arena = Arena(task, expert_of(task), arguments.count, runs, store)
+            page += [f"## {task}", *(cross_play(arena, side, players, seeds) for side in SIDES[task])]
+            if arguments.responses:
+                responses = {
+                    (side, name): [
+                        pool.submit(arena.mean_return, side, RESPONSE, name, seed)
+                        for seed in seeds[: arguments.responses]
+                    ]
+                    for side in SIDES[task]
+                    for name in (EXPERT, *methods)
+                }
+                page += [exploitation(arena, side, seeds, responses) for side in SIDES[task]]
             arguments.output.write_text("\n\n".join(page) + "\n")
 
 

@@ -5,10 +5,10 @@
 
 trains every method on every number of demonstrations, each seed on demonstrations of its own; a method of `METHODS`
 begins from a clone of them in the same views, which is judged too. Scores are normalised returns (0 random, 1 the
-expert) from 4,000 initial states that neither training nor the choice of the recipe saw, in the batched worlds, which
-agree with mpe2 step by step (tests/envs); where sides compete, means over the sides, each against the expert. A cell is
-the interquartile mean over the seeds with its 95 % bootstrap interval; a difference is the mean over the seeds, of the
-same demonstrations and initial states, with its 95 % t-interval.
+expert) from 4,000 initial states that neither training nor the choice of the recipe saw (multiwalker: 200), in the
+batched worlds, which agree with mpe2 step by step (tests/envs); where sides compete, means over the sides, each against
+the expert. A cell is the interquartile mean over the seeds with its 95 % bootstrap interval; a difference is the mean
+over the seeds, of the same demonstrations and initial states, with its 95 % t-interval.
 
 A finished run is a row of the .csv file beside the page and is not repeated, and an unfinished one goes on from its
 checkpoint, so the command takes up where it was stopped, on another machine too. Delete rows to make them anew.
@@ -17,27 +17,25 @@ checkpoint, so the command takes up where it was stopped, on another machine too
 from __future__ import annotations
 
 import argparse
-import csv
 import shlex
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
 
 from benchmarks.loop import composed
-from benchmarks.seats import SIDES, seat_returns
-from benchmarks.tables import machine, say, table
-from benchmarks.trainings import BRIEF, FRESH, over_seeds, trained
+from benchmarks.seats import SIDES, expert_of, seat_returns
+from benchmarks.store import Row, Store
+from benchmarks.tables import machine, table
+from benchmarks.trainings import BRIEF, FRESH, SHORT, over_seeds, trained
 from magail.config import build
+from magail.experts import Source
 from magail.logger import read_metrics
 from magail.statistics import interquartile_mean, normalized_score
 
@@ -70,22 +68,22 @@ DIFFERENCES = [
     ("MAGAIL, as they are", "BC"),
     ("naive MAGAIL", "BC"),
 ]
-EPISODES = 4000
+EPISODES, FEW = 4000, 200  # of which FEW where a step takes a millisecond, not a microsecond
 CURVE = ["evaluation.every=25", "evaluation.final_episodes=50"]  # the final ones are played here
+SLOW = {"multiwalker": [*SHORT, *CURVE, "evaluation.episodes=20", "env.evaluate.workers=0"]}
 KEYS = ("task", "method", "demonstrations", "seed")
 COSTS = ("seconds", "seconds to 95 %", "steps to 95 %")
 PICKS = ("picked", "best", "last")
-FIELDS = (*KEYS, "imitator", "clone", *COSTS, *PICKS, "commit")
+FIELDS = ("imitator", "clone", *COSTS, *PICKS)
 COST = (
     "Seconds of a training, with all that precedes it, and seconds and environment steps after which it had 95 % of "
     "its final score; medians. That is when its clone was done where that had it, else one of four evaluations:"
 )
 SELECTION = (
-    "Scores (100 episodes) by which the checkpoint of the best held-out likelihood, and the last one, are behind the "
-    "best of the four evaluations, means:"
+    "Scores (100 episodes, multiwalker 20) by which the checkpoint of the best held-out likelihood, and the last one, "
+    "are behind the best of the four evaluations, means:"
 )
 
-Row = dict[str, Any]
 Results = dict[tuple[str, int], list[Row]]
 """By method and number of demonstrations what each seed came to."""
 
@@ -98,21 +96,21 @@ def run(task: str, method: str, count: int, seed: int, runs: Path) -> Path | Non
     """The run's folder, after its training; None where that failed."""
     folder = runs / task / as_folder(method) / str(count) / str(seed)
     words = [f"env={task}", f"demonstrations.count={count}", f"seed={seed}", f"evaluation.seed={FRESH}"]
-    return trained([*words, *METHODS[method]], folder, [*BRIEF, *CURVE])
+    return trained([*words, *METHODS[method]], folder, SLOW.get(task, [*BRIEF, *CURVE]))
 
 
-def seats(task: str, player: str | None) -> list[np.ndarray]:
+def seats(task: str, player: Source | None) -> list[np.ndarray]:
     """`seat_returns` of each side against the expert; who does not compete is one side."""
-    cfg = composed(f"env={task}").env
-    with closing(build(cfg.train)) as env:
+    expert, seeds = expert_of(task), range(FRESH, FRESH + (FEW if task in SLOW else EPISODES))
+    with closing(build(composed(f"env={task}").env.train)) as env:
         sides = SIDES.get(task) or [tuple(group.name for group in env.groups)]
-        return [seat_returns(env, side, player, cfg.expert, range(FRESH, FRESH + EPISODES)) for side in sides]
+        return [seat_returns(env, side, player, expert, seeds) for side in sides]
 
 
 @cache  # the same for all runs of a task
 def scale(task: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Returns in the `seats` that are worth 1 and 0: the expert's and random play's."""
-    return seats(task, composed(f"env={task}").env.expert), seats(task, None)
+    return seats(task, expert_of(task)), seats(task, None)
 
 
 def score(task: str, policy: Path) -> float:
@@ -121,7 +119,7 @@ def score(task: str, policy: Path) -> float:
 
 
 def measures(task: str, folder: Path) -> Row:
-    """`FIELDS` of a finished run, without what it is called."""
+    """`FIELDS` of a finished run."""
     imitator, clone = (score(task, folder / name) for name in ("policy.safetensors", "bc.safetensors"))
     lines = read_metrics(folder)
     row = {"imitator": imitator, "clone": clone, "seconds": lines[-1]["seconds"]}
@@ -144,45 +142,10 @@ def measures(task: str, folder: Path) -> Row:
     return row
 
 
-class Store:
-    """What finished runs came to: rows of a .csv file, by `KEYS`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._lock = path, threading.Lock()
-        self.rows: dict[tuple[str, ...], Row] = {}
-        if path.exists():
-            with path.open(newline="") as file:
-                self.rows = {self._key(row): row for row in csv.DictReader(file)}
-        else:
-            with path.open("w", newline="") as file:
-                csv.DictWriter(file, FIELDS, lineterminator="\n").writeheader()
-
-    def run(self, task: str, method: str, count: int, seed: int, runs: Path) -> Row | None:
-        """The row of a run, which is made first where there is none; None where its training failed."""
-        key = dict(zip(KEYS, (task, method, str(count), str(seed)), strict=True))
-        if self._key(key) not in self.rows:
-            folder = run(task, method, count, seed, runs)
-            if folder is None:
-                return None
-            with self._lock:  # Hydra composes one configuration at a time
-                self._add(key | measures(task, folder) | {"commit": _commit()})
-        return self.rows[self._key(key)]
-
-    def _key(self, row: Row) -> tuple[str, ...]:
-        return tuple(row[key] for key in KEYS)
-
-    def _add(self, row: Row) -> None:
-        row = dict.fromkeys(FIELDS, "") | {k: f"{x:.5g}" if isinstance(x, float) else str(x) for k, x in row.items()}
-        self.rows[self._key(row)] = row
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, FIELDS, lineterminator="\n").writerow(row)
-        say(", ".join(f"{name} {row[name]}" for name in (*KEYS, "imitator", "clone", "seconds")))
-
-
-def _commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-    ).stdout.strip()
+def made(store: Store, task: str, method: str, count: int, seed: int, runs: Path) -> Row | None:
+    """The row of a run, which is made first where there is none; None where its training failed."""
+    key = dict(zip(KEYS, (task, method, count, seed), strict=True))
+    return store.row(key, lambda: run(task, method, count, seed, runs), lambda folder: measures(task, folder))
 
 
 def values(results: Results, row: str, count: int, field: str = "imitator") -> np.ndarray:
@@ -275,11 +238,11 @@ def main() -> None:
     command = shlex.join(["python", "-m", "benchmarks.imitation", *sys.argv[1:]])
     page = ["# Imitation by number of demonstrations", f"```\n{command}\n```", machine() + "."]
     rows = methods + [clone for clone, method in CLONES.items() if method in methods]
-    store = Store(arguments.output.with_suffix(".csv"))
+    store = Store(arguments.output.with_suffix(".csv"), KEYS, FIELDS)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for task in arguments.tasks:
             futures = {
-                (method, count): [pool.submit(store.run, task, method, count, seed, runs) for seed in arguments.seeds]
+                (method, count): [pool.submit(made, store, task, method, count, seed, runs) for seed in arguments.seeds]
                 for method in methods
                 for count in counts
             }

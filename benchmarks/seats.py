@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from benchmarks.loop import composed
 from magail.config import build
-from magail.experts import load_expert
+from magail.experts import Source, load_expert
 from magail.opponents import against
 from magail.policy import Acting, RandomPolicy
 from magail.rollout import play_episodes
@@ -30,7 +31,15 @@ SIDES: dict[str, list[Side]] = {
 EPISODES = 1000
 
 
-def seat_returns(env: BatchedEnv, side: Sequence[str], player: str | None, opponent: str, seeds: range) -> np.ndarray:
+def expert_of(task: str) -> Source:
+    """The shipped expert, or those that take turns."""
+    expert = composed(f"env={task}").env.expert
+    return expert if isinstance(expert, str) else tuple(expert)
+
+
+def seat_returns(
+    env: BatchedEnv, side: Sequence[str], player: Source | None, opponent: Source, seeds: range
+) -> np.ndarray:
     """Of each episode the mean return of the agents of a ``side``'s groups ``[N]``; ``player`` None is random play."""
     others = {group.name: opponent for group in env.groups if group.name not in side}
     seat = against(env, others, seeds.start)

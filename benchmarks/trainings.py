@@ -17,13 +17,8 @@ from magail.logger import read_metrics
 from magail.statistics import mean_interval
 
 QUIET = ["threads=1", "logger.mode=disabled"]
-BRIEF = [  # for the particle worlds
-    *QUIET,
-    "evaluation.every=50",
-    "evaluation.final_episodes=500",
-    "evaluation.video_episodes=0",
-    "env.mpe2.workers=0",
-]
+SHORT = [*QUIET, "evaluation.every=50", "evaluation.final_episodes=500", "evaluation.video_episodes=0"]
+BRIEF = [*SHORT, "env.mpe2.workers=0"]  # for the particle worlds
 FRESH = 9_000_000  # first initial state of tables; recipes were chosen on those from 1,000,000 and 5,000,000 on
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 EXPERTS = {"simple_tag": ["algorithm=rl", "env=simple_tag", "iterations=600", "evaluation.every=100"]}  # not shipped

@@ -5,10 +5,11 @@ import csv
 import pytest
 
 from benchmarks import imitation
+from benchmarks.store import Store
 
 
 @pytest.fixture
-def made(monkeypatch):
+def trainings(monkeypatch):
     """Which runs are trained, where training is only pretended; that of seed 1 fails."""
     runs = []
 
@@ -22,20 +23,24 @@ def made(monkeypatch):
     return runs
 
 
-def test_what_is_done_is_not_repeated(made, tmp_path):
+def new_store(path):
+    return Store(path, imitation.KEYS, imitation.FIELDS)
+
+
+def test_what_is_done_is_not_repeated(trainings, tmp_path):
     path = tmp_path / "page.csv"
     for _ in range(2):  # the second one reads what the first one wrote
-        store = imitation.Store(path)
-        rows = [store.run("simple_spread", "MAGAIL", 5, seed, tmp_path) for seed in (0, 1, 2)]
-    assert made == [("simple_spread", "MAGAIL", 5, seed) for seed in (0, 1, 2, 1)]  # what failed is tried again
+        store = new_store(path)
+        rows = [imitation.made(store, "simple_spread", "MAGAIL", 5, seed, tmp_path) for seed in (0, 1, 2)]
+    assert trainings == [("simple_spread", "MAGAIL", 5, seed) for seed in (0, 1, 2, 1)]  # what failed is tried again
     assert [row and row["imitator"] for row in rows] == ["0.9", None, "0.9"]
     with path.open(newline="") as file:
         assert [row["seed"] for row in csv.DictReader(file)] == ["0", "2"]
 
 
-def test_tables_hold_what_there_is(made, tmp_path):
-    store = imitation.Store(tmp_path / "page.csv")
-    results = {("MAGAIL", 5): [store.run("simple_spread", "MAGAIL", 5, seed, tmp_path) for seed in (0, 2)]}
+def test_tables_hold_what_there_is(trainings, tmp_path):
+    store = new_store(tmp_path / "page.csv")
+    results = {("MAGAIL", 5): [imitation.made(store, "simple_spread", "MAGAIL", 5, seed, tmp_path) for seed in (0, 2)]}
     table = imitation.score_table(results, ["MAGAIL", "BC, same views", "PS-GAIL"], [5, 10])
     assert "| MAGAIL | 0.900 (0.900 to 0.900) | - |" in table
     assert "| BC, same views | 0.500 (0.500 to 0.500) | - |" in table

@@ -1,0 +1,77 @@
+"""The competition benchmark: who is trained for a mean return, what is kept of it, and what the tables make of it."""
+
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from benchmarks import competition
+from benchmarks.competition import CLONE, EXPERT, KEYS, RANDOM, RESPONSE, Arena
+from benchmarks.store import Store
+
+SIDE, OTHER = ("eve",), ("alice", "bob")
+GOOD = {None: -10.0, "the expert": 10.0}  # what policies get against anybody; others as below
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """What is trained, where that is only pretended."""
+    made = []
+
+    def run(task, method, count, seed, runs):
+        made.append((method, seed))
+        return runs / method / str(seed)
+
+    def trained(words, folder, brief):
+        made.append(tuple(word for word in words if word.startswith(("opponents", "seed", "generator"))))
+        return folder
+
+    def seat_returns(env, side, player, opponent, seeds):
+        assert opponent is not None
+        mean = GOOD.get(player, 12.0 if RESPONSE.replace(" ", "_") in str(player) else 9.0)
+        return np.full(len(seeds), mean)
+
+    monkeypatch.setattr(competition, "run", run)
+    monkeypatch.setattr(competition, "trained", trained)
+    monkeypatch.setattr(competition, "seat_returns", seat_returns)
+    return made
+
+
+def arena_in(folder):
+    return Arena("simple_crypto", "the expert", 5, folder, Store(folder / "page.csv", KEYS, ("return",)))
+
+
+def test_rows_that_are_there_train_nobody(trainings, tmp_path):
+    for _ in range(2):  # the second one reads what the first one wrote
+        arena = arena_in(tmp_path)
+        assert arena.mean_return(SIDE, "MAGAIL", EXPERT, 1) == 9.0
+        assert arena.mean_return(SIDE, RANDOM, EXPERT, 1) == -10.0
+    assert trainings == [("MAGAIL", 1)]
+
+
+def test_a_best_response_is_trained_against_all_groups_of_the_other_side(trainings, tmp_path):
+    arena = arena_in(tmp_path)
+    assert arena.mean_return(SIDE, RESPONSE, CLONE + "MAGAIL", 2) == 12.0
+    clone = tmp_path / "MAGAIL" / "2" / "bc.safetensors"
+    assert trainings == [("MAGAIL", 2), (f'opponents={{alice: "{clone}", bob: "{clone}"}}', "seed=9")]
+
+
+def test_a_population_is_an_opponent_too(trainings, tmp_path):
+    arena = Arena("simple_tag", ("a", "b"), 5, tmp_path, Store(tmp_path / "page.csv", KEYS, ("return",)))
+    arena.mean_return(("agent",), RESPONSE, EXPERT, 0)
+    assert trainings == [('opponents={adversary: ["a", "b"]}', "seed=7", "generator.policy.share_parameters=true")]
+
+
+def test_tables_hold_returns_and_scores(trainings, tmp_path):
+    arena = arena_in(tmp_path)
+    table = competition.cross_play(arena, SIDE, [EXPERT, "MAGAIL"], [0, 1])
+    assert "| expert | 10.00 | 10.00 (10.00 to 10.00) | 1 |" in table
+    assert "| MAGAIL | 9.00 (9.00 to 9.00) | 9.00 (9.00 to 9.00) | 0.950 (0.950 to 0.950) |" in table
+    assert "| random | -10.00 | - | 0 |" in table
+    futures = {}
+    for side in (SIDE, OTHER):
+        futures[side, "MAGAIL"] = [Future()]
+        futures[side, "MAGAIL"][0].set_result(12.0 if side == SIDE else 0.0)
+    table = competition.exploitation(arena, SIDE, [0, 1], futures)
+    assert "| MAGAIL | 10.00 | 12.00 | 1.000 | 1.100 |" in table
+    assert len(table.splitlines()) == 3
