@@ -178,7 +178,7 @@ def score_table(results: Results, rows: Sequence[str], counts: Sequence[int]) ->
 def difference_table(results: Results, counts: Sequence[int]) -> str:
     def cell(one: str, other: str, count: int) -> str:
         a, b = values(results, one, count), values(results, other, count)
-        return over_seeds(a - b) if len(a) == len(b) > 0 else "-"
+        return over_seeds(a - b, digits=4) if len(a) == len(b) > 0 else "-"
 
     return by_count(counts, {f"{one} - {other}": partial(cell, one, other) for one, other in DIFFERENCES})
 

@@ -21,7 +21,7 @@ SHORT = [*QUIET, "evaluation.every=50", "evaluation.final_episodes=500", "evalua
 BRIEF = [*SHORT, "env.mpe2.workers=0"]  # for the particle worlds
 FRESH = 9_000_000  # first initial state of tables; recipes were chosen on those from 1,000,000 and 5,000,000 on
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
-EXPERTS = {"simple_tag": ["algorithm=rl", "env=simple_tag", "iterations=600", "evaluation.every=100"]}  # not shipped
+EXPERTS = {"simple_tag": ["algorithm=rl", "env=simple_tag", "iterations=600", "evaluation.every=100"]}  # of ablation.md
 AS_THEY_ARE = [  # demonstrations seen as they are, and cloned into small networks in fewer steps
     "symmetries=false",
     "bc.steps=3000",
@@ -59,7 +59,7 @@ def outcome(words: Sequence[str], folder: Path, brief: Sequence[str]) -> tuple[d
 
 
 def demonstrations_of(task: str, runs: Path) -> list[str]:
-    """What makes a run imitate 50 demonstrations of the task's expert, which is trained first where none is shipped."""
+    """What makes a run imitate 50 demonstrations of the task's expert, or of one of `EXPERTS`, trained first."""
     expert = []
     if task in EXPERTS:
         folder = runs / "experts" / task
