@@ -43,7 +43,10 @@ COPIES = 500
 KEYS = ("task", "demonstrations", "side", "player", "opponent", "seed")
 EXPERT, RANDOM, CLONE, RESPONSE = "expert", "random", "clone, of ", "best response"
 ONE_ACTOR = "generator.policy.share_parameters=true"
-TRAINED = {"simple_tag": [ONE_ACTOR], "simple_world_comm": [ONE_ACTOR]}  # how experts were, beside the recipe for all
+TRAINED = {  # how experts were, beside the recipe for all
+    "simple_tag": [ONE_ACTOR],
+    "simple_world_comm": [ONE_ACTOR, "generator.entropy_coefficient=0.02"],
+}
 
 
 @dataclass(frozen=True)
