@@ -31,12 +31,13 @@ import torch
 
 from benchmarks.imitation import METHODS, as_folder, run
 from benchmarks.loop import composed
-from benchmarks.seats import SIDES, Side, expert_of, seat_returns
+from benchmarks.seats import SIDES, Side, seat_returns
 from benchmarks.store import Row, Store
 from benchmarks.tables import machine, table
 from benchmarks.trainings import BRIEF, FRESH, over_seeds, trained
 from magail.config import build
 from magail.experts import Source
+from magail.types import BatchedEnv
 
 EPISODES = 2000
 COPIES = 500
@@ -54,6 +55,7 @@ class Arena:
     """Where the players of a task meet. Each has a name and a seed, and is trained when its first row is asked for."""
 
     task: str
+    env: BatchedEnv
     expert: Source
     count: int  # of demonstrations
     runs: Path  # where run folders lie
@@ -106,8 +108,8 @@ class Arena:
         return None if found is None else str(found)
 
     def _played(self, side: Side, player: Source | None, opponent: Source) -> Row:
-        with closing(build(composed(f"env={self.task}").env.batched, num_envs=COPIES)) as env:
-            return {"return": float(seat_returns(env, side, player, opponent, range(FRESH, FRESH + EPISODES)).mean())}
+        returns = seat_returns(self.env, side, player, opponent, range(FRESH, FRESH + EPISODES))
+        return {"return": float(returns.mean())}
 
 
 def cross_play(arena: Arena, side: Side, players: Sequence[str], seeds: Sequence[int]) -> str:
@@ -126,16 +128,15 @@ def cross_play(arena: Arena, side: Side, players: Sequence[str], seeds: Sequence
 
 
 def exploitation(
-    arena: Arena, side: Side, seeds: Sequence[int], responses: Mapping[tuple[Side, str], Sequence[Future[float]]]
+    arena: Arena, side: Side, seeds: Sequence[int], responses: Mapping[str, Sequence[Future[float]]]
 ) -> str:
     """What the opponents ``side`` of everybody get: the expert, and each policy's best response, also as a score."""
     rows = []
-    for (responding, name), futures in responses.items():
-        if responding == side:
-            best = [future.result() for future in futures]
-            expert = [arena.mean_return(side, EXPERT, name, seed) for seed, _ in zip(seeds, best, strict=False)]
-            scores = [over_seeds([arena.score(side, x) for x in returned]) for returned in (expert, best)]
-            rows.append([name, over_seeds(expert, digits=2), over_seeds(best, digits=2), *scores])
+    for name, futures in responses.items():
+        best = [future.result() for future in futures]
+        expert = [arena.mean_return(side, EXPERT, name, seed) for seed in seeds]
+        scores = [over_seeds([arena.score(side, x) for x in returned]) for returned in (expert, best)]
+        rows.append([name, over_seeds(expert, digits=2), over_seeds(best, digits=2), *scores])
     head = ["the expert gets", "a best response gets", "the expert's score", "the best response's score"]
     return table([f"{' and '.join(side)} against", *head], rows)
 
@@ -153,24 +154,27 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     runs, methods, seeds = arguments.runs.resolve(), arguments.methods, arguments.seeds
+    responded = seeds[: arguments.responses]
     command = shlex.join(["python", "-m", "benchmarks.competition", *sys.argv[1:]])
     page = ["# Competitive tasks", f"```\n{command}\n```", machine() + "."]
     store = Store(arguments.output.with_suffix(".csv"), KEYS, ("return",))
     players = [EXPERT, *(name for method in methods for name in (CLONE + method, method))]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for task in arguments.tasks:
-            arena = Arena(task, expert_of(task), arguments.count, runs, store)
-            page += [f"## {task}", *(cross_play(arena, side, players, seeds) for side in SIDES[task])]
-            if arguments.responses:
+            cfg = composed(f"env={task}").env
+            expert = cfg.expert if isinstance(cfg.expert, str) else tuple(cfg.expert)
+            with closing(build(cfg.batched, num_envs=COPIES)) as env:
+                arena = Arena(task, env, expert, arguments.count, runs, store)
+                page += [f"## {task}", *(cross_play(arena, side, players, seeds) for side in SIDES[task])]
                 responses = {
-                    (side, name): [
-                        pool.submit(arena.mean_return, side, RESPONSE, name, seed)
-                        for seed in seeds[: arguments.responses]
-                    ]
+                    side: {
+                        name: [pool.submit(arena.mean_return, side, RESPONSE, name, seed) for seed in responded]
+                        for name in (EXPERT, *methods)
+                    }
                     for side in SIDES[task]
-                    for name in (EXPERT, *methods)
+                    if responded
                 }
-                page += [exploitation(arena, side, seeds, responses) for side in SIDES[task]]
+                page += [exploitation(arena, side, responded, asked) for side, asked in responses.items()]
             arguments.output.write_text("\n\n".join(page) + "\n")
 
 

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks.loop import composed
-from benchmarks.seats import SIDES, expert_of, seat_returns
+from benchmarks.seats import SIDES, seat_returns
 from benchmarks.store import Row, Store
 from benchmarks.tables import machine, table
 from benchmarks.trainings import BRIEF, FRESH, SHORT, over_seeds, trained
@@ -101,16 +101,16 @@ def run(task: str, method: str, count: int, seed: int, runs: Path) -> Path | Non
 
 def seats(task: str, player: Source | None) -> list[np.ndarray]:
     """`seat_returns` of each side against the expert; who does not compete is one side."""
-    expert, seeds = expert_of(task), range(FRESH, FRESH + (FEW if task in SLOW else EPISODES))
-    with closing(build(composed(f"env={task}").env.train)) as env:
+    cfg, seeds = composed(f"env={task}").env, range(FRESH, FRESH + (FEW if task in SLOW else EPISODES))
+    with closing(build(cfg.train)) as env:
         sides = SIDES.get(task) or [tuple(group.name for group in env.groups)]
-        return [seat_returns(env, side, player, expert, seeds) for side in sides]
+        return [seat_returns(env, side, player, cfg.expert, seeds) for side in sides]
 
 
 @cache  # the same for all runs of a task
 def scale(task: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Returns in the `seats` that are worth 1 and 0: the expert's and random play's."""
-    return seats(task, expert_of(task)), seats(task, None)
+    return seats(task, composed(f"env={task}").env.expert), seats(task, None)
 
 
 def score(task: str, policy: Path) -> float:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.loop import composed
 from magail.config import build
 from magail.experts import Source, load_expert
 from magail.opponents import against
@@ -29,12 +28,6 @@ SIDES: dict[str, list[Side]] = {
     "simple_world_comm": [("leadadversary", "adversary"), ("agent",)],
 }
 EPISODES = 1000
-
-
-def expert_of(task: str) -> Source:
-    """The shipped expert, or those that take turns."""
-    expert = composed(f"env={task}").env.expert
-    return expert if isinstance(expert, str) else tuple(expert)
 
 
 def seat_returns(

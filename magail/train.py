@@ -43,7 +43,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     check(cfg)
     torch.set_num_threads(cfg.threads or sensible_threads())
     torch.set_float32_matmul_precision(cfg.matmul_precision)
-    torch.set_flush_denormal(True)  # moments of units that died fade below 1e-38, where arithmetic takes twice as long
+    torch.set_flush_denormal(True)  # moments of units that died fade below 1e-38, and updates take twice as long
     torch.manual_seed(cfg.seed)
     device = check_device(cfg.device)
     with (

@@ -9,7 +9,7 @@ from benchmarks import competition
 from benchmarks.competition import CLONE, EXPERT, KEYS, RANDOM, RESPONSE, Arena
 from benchmarks.store import Store
 
-SIDE, OTHER = ("eve",), ("alice", "bob")
+SIDE = ("eve",)
 GOOD = {None: -10.0, "the expert": 10.0}  # what policies get against anybody; others as below
 
 
@@ -38,7 +38,7 @@ def trainings(monkeypatch):
 
 
 def arena_in(folder):
-    return Arena("simple_crypto", "the expert", 5, folder, Store(folder / "page.csv", KEYS, ("return",)))
+    return Arena("simple_crypto", None, "the expert", 5, folder, Store(folder / "page.csv", KEYS, ("return",)))
 
 
 def test_rows_that_are_there_train_nobody(trainings, tmp_path):
@@ -57,7 +57,7 @@ def test_a_best_response_is_trained_against_all_groups_of_the_other_side(trainin
 
 
 def test_a_population_is_an_opponent_too(trainings, tmp_path):
-    arena = Arena("simple_tag", ("a", "b"), 5, tmp_path, Store(tmp_path / "page.csv", KEYS, ("return",)))
+    arena = Arena("simple_tag", None, ("a", "b"), 5, tmp_path, Store(tmp_path / "page.csv", KEYS, ("return",)))
     arena.mean_return(("agent",), RESPONSE, EXPERT, 0)
     assert trainings == [('opponents={adversary: ["a", "b"]}', "seed=7", "generator.policy.share_parameters=true")]
 
@@ -68,10 +68,8 @@ def test_tables_hold_returns_and_scores(trainings, tmp_path):
     assert "| expert | 10.00 | 10.00 (10.00 to 10.00) | 1 |" in table
     assert "| MAGAIL | 9.00 (9.00 to 9.00) | 9.00 (9.00 to 9.00) | 0.950 (0.950 to 0.950) |" in table
     assert "| random | -10.00 | - | 0 |" in table
-    futures = {}
-    for side in (SIDE, OTHER):
-        futures[side, "MAGAIL"] = [Future()]
-        futures[side, "MAGAIL"][0].set_result(12.0 if side == SIDE else 0.0)
-    table = competition.exploitation(arena, SIDE, [0, 1], futures)
+    response = Future()
+    response.set_result(12.0)
+    table = competition.exploitation(arena, SIDE, [0], {"MAGAIL": [response]})
     assert "| MAGAIL | 10.00 | 12.00 | 1.000 | 1.100 |" in table
     assert len(table.splitlines()) == 3
