@@ -42,6 +42,7 @@ from magail.statistics import interquartile_mean, normalized_score
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+ZERO_SUM = "MAGAIL, zero-sum"  # only where sides compete
 METHODS: dict[str, list[str]] = {
     "BC": ["algorithm=bc", "symmetries=false"],
     "MAGAIL": [],
@@ -57,6 +58,7 @@ METHODS: dict[str, list[str]] = {
     ],
     "MAGAIL, centralized": ["discriminator=centralized"],
     "MAGAIL, single": ["discriminator=single"],
+    ZERO_SUM: ["discriminator=zero_sum"],
     "PS-GAIL": ["discriminator.prior.share_parameters=true", "generator.policy.share_parameters=true"],
     "MA-AIRL": ["algorithm=airl"],
     "IQ-Learn": ["algorithm=iq"],
@@ -96,7 +98,8 @@ def run(task: str, method: str, count: int, seed: int, runs: Path) -> Path | Non
     """The run's folder, after its training; None where that failed."""
     folder = runs / task / as_folder(method) / str(count) / str(seed)
     words = [f"env={task}", f"demonstrations.count={count}", f"seed={seed}", f"evaluation.seed={FRESH}"]
-    return trained([*words, *METHODS[method]], folder, SLOW.get(task, [*BRIEF, *CURVE]))
+    sides = [f"discriminator.prior.first_side=[{', '.join(SIDES[task][0])}]"] if method == ZERO_SUM else []
+    return trained([*words, *METHODS[method], *sides], folder, SLOW.get(task, [*BRIEF, *CURVE]))
 
 
 def seats(task: str, player: Source | None) -> list[np.ndarray]:
@@ -234,13 +237,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="Markdown file; .csv and plots go beside it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    runs, methods, counts = arguments.runs.resolve(), arguments.methods, arguments.counts
+    runs, counts = arguments.runs.resolve(), arguments.counts
     command = shlex.join(["python", "-m", "benchmarks.imitation", *sys.argv[1:]])
     page = ["# Imitation by number of demonstrations", f"```\n{command}\n```", machine() + "."]
-    rows = methods + [clone for clone, method in CLONES.items() if method in methods]
     store = Store(arguments.output.with_suffix(".csv"), KEYS, FIELDS)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for task in arguments.tasks:
+            methods = [method for method in arguments.methods if method != ZERO_SUM or task in SIDES]
+            rows = methods + [clone for clone, method in CLONES.items() if method in methods]
             futures = {
                 (method, count): [pool.submit(made, store, task, method, count, seed, runs) for seed in arguments.seeds]
                 for method in methods
