@@ -43,11 +43,7 @@ EPISODES = 2000
 COPIES = 500
 KEYS = ("task", "demonstrations", "side", "player", "opponent", "seed")
 EXPERT, RANDOM, CLONE, RESPONSE = "expert", "random", "clone, of ", "best response"
-ONE_ACTOR = "generator.policy.share_parameters=true"
-TRAINED = {  # how experts were, beside the recipe for all
-    "simple_tag": [ONE_ACTOR],
-    "simple_world_comm": [ONE_ACTOR, "generator.entropy_coefficient=0.02"],
-}
+RECIPES = {"simple_tag": "expert_simple_tag", "simple_world_comm": "expert_simple_world_comm"}  # others share one
 
 
 @dataclass(frozen=True)
@@ -102,9 +98,10 @@ class Arena:
     def _best_response(self, side: Side, name: str, opponent: Source, seed: int) -> Source | None:
         groups = [group for other in SIDES[self.task] if other != side for group in other]
         opponents = ", ".join(f"{group}: {json.dumps(opponent)}" for group in groups)
-        words = ["experiment=expert_particle", f"env={self.task}", f"opponents={{{opponents}}}", f"seed={7 + seed}"]
+        recipe = RECIPES.get(self.task, "expert_particle")
+        words = [f"experiment={recipe}", f"env={self.task}", f"opponents={{{opponents}}}", f"seed={7 + seed}"]
         folder = self.runs / self.task / as_folder(RESPONSE) / "_".join(side) / as_folder(name) / str(seed)
-        found = trained([*words, *TRAINED.get(self.task, [])], folder, BRIEF)
+        found = trained(words, folder, BRIEF)
         return None if found is None else str(found)
 
     def _played(self, side: Side, player: Source | None, opponent: Source) -> Row:
