@@ -23,7 +23,7 @@ def trainings(monkeypatch):
         return runs / method / str(seed)
 
     def trained(words, folder, brief):
-        made.append(tuple(word for word in words if word.startswith(("opponents", "seed", "generator"))))
+        made.append(tuple(word for word in words if word.startswith(("experiment", "opponents", "seed"))))
         return folder
 
     def seat_returns(env, side, player, opponent, seeds):
@@ -53,13 +53,14 @@ def test_a_best_response_is_trained_against_all_groups_of_the_other_side(trainin
     arena = arena_in(tmp_path)
     assert arena.mean_return(SIDE, RESPONSE, CLONE + "MAGAIL", 2) == 12.0
     clone = tmp_path / "MAGAIL" / "2" / "bc.safetensors"
-    assert trainings == [("MAGAIL", 2), (f'opponents={{alice: "{clone}", bob: "{clone}"}}', "seed=9")]
+    opponents = f'opponents={{alice: "{clone}", bob: "{clone}"}}'
+    assert trainings == [("MAGAIL", 2), ("experiment=expert_particle", opponents, "seed=9")]
 
 
 def test_a_population_is_an_opponent_too(trainings, tmp_path):
     arena = Arena("simple_tag", None, ("a", "b"), 5, tmp_path, Store(tmp_path / "page.csv", KEYS, ("return",)))
     arena.mean_return(("agent",), RESPONSE, EXPERT, 0)
-    assert trainings == [('opponents={adversary: ["a", "b"]}', "seed=7", "generator.policy.share_parameters=true")]
+    assert trainings == [("experiment=expert_simple_tag", 'opponents={adversary: ["a", "b"]}', "seed=7")]
 
 
 def test_tables_hold_returns_and_scores(trainings, tmp_path):
