@@ -10,7 +10,7 @@ batched worlds, which agree with mpe2 step by step (tests/envs); where sides com
 the expert. A cell is the interquartile mean over the seeds with its 95 % bootstrap interval; a difference is the mean
 over the seeds, of the same demonstrations and initial states, with its 95 % t-interval.
 
-A finished run is a row of the .csv file beside the page and is not repeated, and an unfinished one goes on from its
+A finished run is a row of a .csv file (``--rows``) and is not repeated, and an unfinished one goes on from its
 checkpoint, so the command takes up where it was stopped, on another machine too. Delete rows to make them anew.
 """
 
@@ -64,12 +64,6 @@ METHODS: dict[str, list[str]] = {
     "IQ-Learn": ["algorithm=iq"],
 }
 CLONES = {"BC, same views": "MAGAIL"}  # what begins from them
-DIFFERENCES = [
-    ("MAGAIL", "BC"),
-    ("MAGAIL", "BC, same views"),
-    ("MAGAIL, as they are", "BC"),
-    ("naive MAGAIL", "BC"),
-]
 EPISODES, FEW = 4000, 200  # of which FEW where a step takes a millisecond, not a microsecond
 CURVE = ["evaluation.every=25", "evaluation.final_episodes=50"]  # the final ones are played here
 SLOW = {"multiwalker": [*SHORT, *CURVE, "evaluation.episodes=20", "env.evaluate.workers=0"]}
@@ -178,12 +172,19 @@ def score_table(results: Results, rows: Sequence[str], counts: Sequence[int]) ->
     return by_count(counts, {row: partial(cell, row) for row in rows})
 
 
-def difference_table(results: Results, counts: Sequence[int]) -> str:
-    def cell(one: str, other: str, count: int) -> str:
-        a, b = values(results, one, count), values(results, other, count)
+def difference_table(results: Results, methods: Sequence[str], counts: Sequence[int]) -> str:
+    """How far each method is above behavioural cloning, and above the clone that it began from."""
+
+    def cell(method: str, baseline: tuple[str, str], count: int) -> str:
+        a, b = values(results, method, count), values(results, baseline[0], count, baseline[1])
         return over_seeds(a - b, digits=4) if len(a) == len(b) > 0 else "-"
 
-    return by_count(counts, {f"{one} - {other}": partial(cell, one, other) for one, other in DIFFERENCES})
+    rows = {}
+    for method in methods:
+        if method != "BC":
+            rows[f"{method} - BC"] = partial(cell, method, ("BC", "imitator"))
+            rows[f"{method} - its clone"] = partial(cell, method, (method, "clone"))
+    return by_count(counts, rows)
 
 
 def cost_table(results: Results, methods: Sequence[str], counts: Sequence[int]) -> str:
@@ -234,13 +235,16 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time, each on one core")
     parser.add_argument("--runs", type=Path, default=Path("outputs/imitation"), help="where run folders lie")
-    parser.add_argument("--output", type=Path, required=True, help="Markdown file; .csv and plots go beside it")
+    parser.add_argument("--output", type=Path, required=True, help="Markdown file; plots go beside it")
+    parser.add_argument(
+        "--rows", type=Path, help=".csv of finished runs, which pages may share; default: beside the page"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     runs, counts = arguments.runs.resolve(), arguments.counts
     command = shlex.join(["python", "-m", "benchmarks.imitation", *sys.argv[1:]])
     page = ["# Imitation by number of demonstrations", f"```\n{command}\n```", machine() + "."]
-    store = Store(arguments.output.with_suffix(".csv"), KEYS, FIELDS)
+    store = Store(arguments.rows or arguments.output.with_suffix(".csv"), KEYS, FIELDS)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for task in arguments.tasks:
             methods = [method for method in arguments.methods if method != ZERO_SUM or task in SIDES]
@@ -256,7 +260,7 @@ def main() -> None:
             picture = arguments.output.with_name(f"{arguments.output.stem}_{task}.png")
             plot(results, rows, counts, task, picture)
             page += [f"## {task}", f"![scores by number of demonstrations]({picture.name})"]
-            page += [score_table(results, rows, counts), difference_table(results, counts)]
+            page += [score_table(results, rows, counts), difference_table(results, methods, counts)]
             page += [COST, cost_table(results, methods, counts)]
             if selection := selection_table(results, methods, counts):
                 page += [SELECTION, selection]
