@@ -76,6 +76,7 @@ class TrainConfig:
     start_from_demonstrations: float
     symmetries: Any  # auto, true, false or a number
     agreement: float
+    initial_policy: dict[str, str] | None
     opponents: dict[str, Any] | None  # of sources, or lists of them
     demonstrations: DemonstrationsConfig
     reward: RewardConfig

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from magail import checkpoint
 from magail.advantage import goes_on, masked_mean
 from magail.distributions import Distribution, action_head
-from magail.files import read_weights, write_weights
+from magail.files import locate, read_weights, write_weights
 from magail.networks import CHANNELS, Actor, module_dict, obs_normalizer, update_normalizers
 from magail.types import AgentGroup, ByGroup, JointTransition
 
@@ -160,6 +161,26 @@ class Policy(nn.Module):
     def save(self, path: Path) -> None:
         """Write weights and `description` as safetensors, atomically."""
         write_weights(path, self.state_dict(), self.description())
+
+    def start_from(self, sources: Mapping[str, str]) -> None:
+        """Take a group's actor and normaliser from the policy that is named for it (`load_policy`).
+
+        Raises:
+            ValueError: a group that there is not; no such policy, one for other agents or spaces, or one of another
+                architecture.
+        """
+        groups = {group.name: group for group in self.groups}
+        if unknown := sources.keys() - groups.keys():
+            raise ValueError(f"initial_policy: nobody learns as {min(unknown)}; name some of {', '.join(groups)}")
+        for name, source in sources.items():
+            other = load_policy(locate(source), [groups[name]])
+            if wanted := {key: x for key, x in other.architecture.items() if x != self.architecture[key]}:
+                options = [
+                    f"generator.policy.{key}={json.dumps(x, separators=(',', ':'))}" for key, x in wanted.items()
+                ]
+                raise ValueError(f"{source}: of another architecture than is to be trained: set {' '.join(options)}")
+            for mine, theirs in ((self.actors, other.actors), (self.normalizers, other.normalizers)):
+                mine[name].load_state_dict(theirs[name].state_dict())
 
 
 def load_policy(path: Path, groups: Sequence[AgentGroup]) -> Policy:

@@ -53,6 +53,8 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         demonstrations, held_out = get_demonstrations(cfg, evaluator.env, run_dir, device)
         with device:
             generator = build(cfg.generator, groups=env.groups)
+        if cfg.initial_policy:
+            generator.policy.start_from(cfg.initial_policy)
         env, demonstrations, agreement = with_symmetries(cfg, env, demonstrations, generator.policy)
         parts = {"groups": env.groups, "demonstrations": demonstrations, "held_out": held_out}
         with device:

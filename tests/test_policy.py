@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import safetensors.torch
@@ -59,6 +60,23 @@ def test_a_policy_rebuilds_itself_from_a_checkpoint(policy, tmp_path):
     state = {"generator": {"policy": policy.state_dict(), "description": policy.description()}}
     checkpoint.save(tmp_path / "3.pt", state)
     assert same(policy, load_policy(tmp_path / "3.pt", TWO_SIDES))
+
+
+def test_a_policy_goes_on_from_another_ones_file(policy, tmp_path):
+    file = str(tmp_path / "first.safetensors")
+    policy.save(tmp_path / "first.safetensors")
+    other = Policy(policy.groups, **policy.architecture)
+    first, second = (group.name for group in policy.groups)
+    other.start_from({first: file})
+    for mine, theirs in ((other.actors, policy.actors), (other.normalizers, policy.normalizers)):
+        assert same(mine[first], theirs[first])
+        assert not same(mine[second], theirs[second])
+    with pytest.raises(ValueError, match=f"initial_policy: nobody learns as nobody; name some of {first}, {second}"):
+        other.start_from({"nobody": file})
+    wider = Policy(policy.groups, **policy.architecture | {"hidden_sizes": [16, 16], "activation": "tanh"})
+    asked = re.escape('generator.policy.hidden_sizes=[8] generator.policy.activation="relu"')
+    with pytest.raises(ValueError, match=f"another architecture than is to be trained: set {asked}"):
+        wider.start_from({first: file})
 
 
 def test_what_is_no_policy_is_refused(policy, tmp_path):

@@ -205,6 +205,10 @@ def test_one_side_learns_and_is_judged_against_the_other(tmp_path):
     run(*reinforced, against, "hydra.run.dir=response", cwd=tmp_path)
     groups = build(composed("env=simple_push", *SPREAD).env.train).groups
     assert [group.name for group in load_policy(tmp_path / "response", groups[:1]).groups] == ["adversary"]
+    unchanged = ["initial_policy={adversary: both}", "generator.learning_rate=0", "hydra.run.dir=the_same"]
+    run(*reinforced, against, *unchanged, cwd=tmp_path)
+    first, same = (load_policy(tmp_path / folder, groups[:1]).actors.state_dict() for folder in ("both", "the_same"))
+    assert all(torch.equal(first[name], x) for name, x in same.items())
     run("env=simple_push", "checkpoint=both", "episodes=3", "output=both.npz", module="magail.record", cwd=tmp_path)
     imitation = ["demonstrations.path=both.npz", "demonstrations.held_out=0"]
     output = run(*tiny, *imitation, against, "hydra.run.dir=imitator", cwd=tmp_path)
