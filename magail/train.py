@@ -53,8 +53,6 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         demonstrations, held_out = get_demonstrations(cfg, evaluator.env, run_dir, device)
         with device:
             generator = build(cfg.generator, groups=env.groups)
-        if cfg.initial_policy:
-            generator.policy.start_from(cfg.initial_policy)
         env, demonstrations, agreement = with_symmetries(cfg, env, demonstrations, generator.policy)
         parts = {"groups": env.groups, "demonstrations": demonstrations, "held_out": held_out}
         with device:
@@ -70,6 +68,8 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
 
         with run.logger:
             if not run.restore(env):
+                if cfg.initial_policy:
+                    generator.policy.start_from(cfg.initial_policy)
                 if cloning:
                     cloning.fit(run.log_cloning)
                     generator.policy.save(run_dir / "bc.safetensors")

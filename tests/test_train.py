@@ -209,6 +209,9 @@ def test_one_side_learns_and_is_judged_against_the_other(tmp_path):
     run(*reinforced, against, *unchanged, cwd=tmp_path)
     first, same = (load_policy(tmp_path / folder, groups[:1]).actors.state_dict() for folder in ("both", "the_same"))
     assert all(torch.equal(first[name], x) for name, x in same.items())
+    run(*reinforced, "initial_policy={adversary: response}", "hydra.run.dir=further", cwd=tmp_path)
+    (tmp_path / "response").rename(tmp_path / "elsewhere")
+    run("resume=further", "iterations=3", cwd=tmp_path)  # which has all that it took from there
     run("env=simple_push", "checkpoint=both", "episodes=3", "output=both.npz", module="magail.record", cwd=tmp_path)
     imitation = ["demonstrations.path=both.npz", "demonstrations.held_out=0"]
     output = run(*tiny, *imitation, against, "hydra.run.dir=imitator", cwd=tmp_path)
