@@ -28,6 +28,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from cycler import cycler
 
 from benchmarks.loop import composed
 from benchmarks.seats import SIDES, seat_returns
@@ -72,8 +73,8 @@ COSTS = ("seconds", "seconds to 95 %", "steps to 95 %")
 PICKS = ("picked", "best", "last")
 FIELDS = ("imitator", "clone", *COSTS, *PICKS)
 COST = (
-    "Seconds of a training, with all that precedes it, and seconds and environment steps after which it had 95 % of "
-    "its final score; medians. That is when its clone was done where that had it, else one of four evaluations:"
+    "Seconds of a training, with all that precedes it; in brackets seconds and environment steps after which it had "
+    "95 % of its final score (0 steps: when its clone was done; else at one of four evaluations); medians:"
 )
 SELECTION = (
     "Scores (100 episodes, multiwalker 20) by which the checkpoint of the best held-out likelihood, and the last one, "
@@ -188,12 +189,12 @@ def difference_table(results: Results, methods: Sequence[str], counts: Sequence[
 
 
 def cost_table(results: Results, methods: Sequence[str], counts: Sequence[int]) -> str:
-    def cell(method: str, cost: str, count: int) -> str:
-        spent = values(results, method, count, cost)
-        return f"{np.median(spent):,.0f}" if len(spent) else "-"
+    def cell(method: str, count: int) -> str:
+        spent = [values(results, method, count, cost) for cost in COSTS]  # where sides compete, the first alone
+        total, *to_most = [f"{np.median(cost):,.0f}" for cost in spent if len(cost)] or ["-"]
+        return f"{total} ({', '.join(to_most)})" if to_most else total
 
-    rows = [(method, cost) for method in methods for cost in COSTS]
-    return by_count(counts, {f"{method}: {cost}": partial(cell, method, cost) for method, cost in rows})
+    return by_count(counts, {method: partial(cell, method) for method in methods})
 
 
 def selection_table(results: Results, methods: Sequence[str], counts: Sequence[int]) -> str:
@@ -209,20 +210,21 @@ def selection_table(results: Results, methods: Sequence[str], counts: Sequence[i
 
 def plot(results: Results, rows: Sequence[str], counts: Sequence[int], title: str, path: Path) -> None:
     """Scores over the number of demonstrations, with their intervals."""
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
+    axes.set_prop_cycle(cycler(marker="os") * pyplot.rcParams["axes.prop_cycle"])  # two rounds of the ten colours
     for row in rows:
         known = [count for count in counts if len(values(results, row, count))]
         if not known:
             continue
         means, lows, highs = np.array([interquartile_mean(values(results, row, n)[:, None]) for n in known]).T
-        style = {"linestyle": ":", "zorder": 3} if row in CLONES else {"marker": "o"}  # it may lie on its method's line
-        (line,) = axes.plot(known, means, label=row, **style)
+        line_style, marker, order = (":", "", 3) if row in CLONES else ("-", None, 2)  # it may lie on its method's line
+        (line,) = axes.plot(known, means, line_style, marker=marker, zorder=order, label=row)
         axes.fill_between(known, lows, highs, alpha=0.2, color=line.get_color())
     axes.axhline(1.0, color="grey", linewidth=1, linestyle="--")
     axes.set(xscale="log", xticks=counts, xticklabels=counts, xlabel="demonstrations", title=title)
     axes.set_ylabel("score (0 random, 1 expert)")
     axes.minorticks_off()
-    axes.legend()
+    figure.legend(loc="outside right center")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

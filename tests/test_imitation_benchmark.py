@@ -48,4 +48,5 @@ def test_tables_hold_what_there_is(trainings, tmp_path):
     differences = imitation.difference_table(results, ["BC", "MAGAIL"], [5, 10])
     assert "| MAGAIL - its clone | 0.4000 (0.4000 to 0.4000) | - |" in differences
     assert "- BC" not in differences  # of which there is no run
+    assert "| MAGAIL | 60 (40, 0) | - |" in imitation.cost_table(results, ["BC", "MAGAIL"], [5, 10])
     assert imitation.selection_table(results, ["MAGAIL"], [5, 10]) == ""
