@@ -13,7 +13,7 @@ from magail.checkpoint import Checkpoints
 from magail.config import build
 from magail.devices import random_state, set_random_state
 from magail.evaluate import Evaluator
-from magail.logger import Logger
+from magail.logger import Logger, read_metrics
 from magail.policy import Acting, RandomPolicy, load_policy
 from magail.report import learning_curves, report_results
 from magail.rollout import Player
@@ -130,7 +130,8 @@ class Run:
         returns = {name: evaluator.returns(policy, seeds) for name, policy in playing.items()}
         self.logger.display.stop()  # the table takes its place
         results = report_results(self.run_dir, returns, seeds)
-        self.logger.log_file("curves", learning_curves(self.run_dir))
+        if read_metrics(self.run_dir):  # who neither clones nor iterates has learned nothing that could be drawn
+            self.logger.log_file("curves", learning_curves(self.run_dir))
         if self.cfg.evaluation.video_episodes:
             filmed = {name: playing[name] for name in ("expert", self.cfg.algorithm) if name in playing}
             self.logger.log_file("video", evaluator.video(filmed, self.run_dir / "video.gif"))

@@ -212,6 +212,11 @@ def test_one_side_learns_and_is_judged_against_the_other(tmp_path):
     run(*reinforced, "initial_policy={adversary: response}", "hydra.run.dir=further", cwd=tmp_path)
     (tmp_path / "response").rename(tmp_path / "elsewhere")
     run("resume=further", "iterations=3", cwd=tmp_path)  # which has all that it took from there
+    pair = ["initial_policy={adversary: elsewhere, agent: both}", "iterations=0", "hydra.run.dir=pair"]
+    run(*reinforced, *pair, cwd=tmp_path)
+    for theirs, of in (("elsewhere", groups[:1]), ("both", groups[1:])):
+        taken, same = (load_policy(tmp_path / folder, of).actors.state_dict() for folder in (theirs, "pair"))
+        assert all(torch.equal(taken[name], x) for name, x in same.items())
     run("env=simple_push", "checkpoint=both", "episodes=3", "output=both.npz", module="magail.record", cwd=tmp_path)
     imitation = ["demonstrations.path=both.npz", "demonstrations.held_out=0"]
     output = run(*tiny, *imitation, against, "hydra.run.dir=imitator", cwd=tmp_path)
