@@ -8,7 +8,7 @@ method's clone plays too. In the cross-play everybody plays one side against eve
 that neither training nor the choice of the recipe saw; a cell is the mean return of an agent of the side, over the
 seeds. The score is 0 for random play and 1 for the expert, both against the expert. Then a best response is trained
 against the expert and the imitators on each side, by the command that the expert was trained by (of simple_world_comm's
-two the first, half as long): what it gets against the expert is the measure of what it gets against the others.
+several the first): what it gets against the expert is the measure of what it gets against the others.
 
 A mean return is a row of the .csv file beside the page, and the policies of a row that is there are not trained again:
 the command takes up where it was stopped, on another machine too. Delete rows to make them anew.
