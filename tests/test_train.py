@@ -207,16 +207,16 @@ def test_one_side_learns_and_is_judged_against_the_other(tmp_path):
     assert [group.name for group in load_policy(tmp_path / "response", groups[:1]).groups] == ["adversary"]
     unchanged = ["initial_policy={adversary: both}", "generator.learning_rate=0", "hydra.run.dir=the_same"]
     run(*reinforced, against, *unchanged, cwd=tmp_path)
-    first, same = (load_policy(tmp_path / folder, groups[:1]).actors.state_dict() for folder in ("both", "the_same"))
-    assert all(torch.equal(first[name], x) for name, x in same.items())
     run(*reinforced, "initial_policy={adversary: response}", "hydra.run.dir=further", cwd=tmp_path)
     (tmp_path / "response").rename(tmp_path / "elsewhere")
     run("resume=further", "iterations=3", cwd=tmp_path)  # which has all that it took from there
     pair = ["initial_policy={adversary: elsewhere, agent: both}", "iterations=0", "hydra.run.dir=pair"]
     run(*reinforced, *pair, cwd=tmp_path)
-    for theirs, of in (("elsewhere", groups[:1]), ("both", groups[1:])):
-        taken, same = (load_policy(tmp_path / folder, of).actors.state_dict() for folder in (theirs, "pair"))
-        assert all(torch.equal(taken[name], x) for name, x in same.items())
+    adversary, agent = groups[:1], groups[1:]
+    copies = [(adversary, "both", "the_same"), (adversary, "elsewhere", "pair"), (agent, "both", "pair")]
+    for of, theirs, taken in copies:
+        first, same = (load_policy(tmp_path / folder, of).actors.state_dict() for folder in (theirs, taken))
+        assert all(torch.equal(first[name], x) for name, x in same.items())
     run("env=simple_push", "checkpoint=both", "episodes=3", "output=both.npz", module="magail.record", cwd=tmp_path)
     imitation = ["demonstrations.path=both.npz", "demonstrations.held_out=0"]
     output = run(*tiny, *imitation, against, "hydra.run.dir=imitator", cwd=tmp_path)
