@@ -24,6 +24,7 @@ INJECTED = {  # what `magail` passes besides the YAML, by the target's beginning
     "magail.networks.Critic": {"groups"},
     "magail.generators.q_networks": {"groups"},
     "magail.logger.Logger": {"run_dir", "total", "config"},
+    "magail_envs.particle.symmetries.interchangeable": {"demonstrations"},
     "magail_envs.particle.symmetries.landmarks_of_agents": {"demonstrations"},
     "magail_envs.particle.symmetries.languages": {"demonstrations"},
     "magail.formats": {"groups", "demonstrations", "output"},

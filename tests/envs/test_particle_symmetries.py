@@ -9,7 +9,13 @@ from torch.nn import functional as F
 from magail.policy import RandomPolicy
 from magail.rollout import collect
 from magail.types import JointTransition
-from magail_envs.particle.symmetries import VIEWS, landmarks_of_agents, languages, mirror_images_and_turns
+from magail_envs.particle.symmetries import (
+    VIEWS,
+    interchangeable,
+    landmarks_of_agents,
+    languages,
+    mirror_images_and_turns,
+)
 from tests.envs.playing import random_action
 from tests.envs.test_particle_tasks import discrete_and_continuous, each_case, make
 
@@ -99,6 +105,71 @@ def test_agents_and_their_landmarks_by_other_names(number, continuous):
     for symmetries, of_agent in zip(found, possible, strict=True):
         assert symmetries.number == len(possible)
         goes_on_as_its_views_say("simple_spread_v3", arguments, symmetries, renamed_agents_and_landmarks(of_agent))
+
+
+@discrete_and_continuous
+def test_agents_and_their_landmarks_by_other_names_beside_an_adversary(continuous):
+    arguments = {"continuous_actions": continuous}
+    found = landmarks_of_agents(make("simple_adversary_v3", 64, **arguments), JointTransition({}))
+    assert len(found) == 2  # where there are two of each, whose is whose makes no difference
+    for symmetries in found:
+        called = [({}, {}), ({0: 1, 1: 0}, {1: 2, 2: 1})]
+        goes_on_as_its_views_say("simple_adversary_v3", arguments, symmetries, by_other_names(3, called))
+
+
+ALIKE = {  # by task and whether agents are: how many agents, and kinds of landmarks, then agents, of more than one
+    ("simple_tag_v3", True): (4, [[0, 1]], [[0, 1, 2]]),
+    ("simple_push_v3", True): (2, [[0, 1]], []),
+    ("simple_adversary_v3", False): (3, [[0, 1]], []),
+    ("simple_adversary_v3", True): (3, [[0, 1]], [[1, 2]]),
+    ("simple_world_comm_v3", True): (6, [[1, 2], [3, 4]], [[1, 2, 3], [4, 5]]),
+}
+
+
+def ways_to_call(kinds):
+    """Of each way the new names of all that can have another."""
+    for orders in itertools.product(*map(itertools.permutations, kinds)):
+        yield dict(zip(itertools.chain(*kinds), itertools.chain(*orders), strict=True))
+
+
+def by_other_names(number, names):
+    """What renames landmarks, and ``number`` agents, in each copy as its view of ``names`` says."""
+
+    def changed(world, views):
+        state = world.state_dict()
+        old = {name: value.clone() for name, value in state["state"].items()}
+        for copy, view in enumerate(views.tolist()):
+            of_landmarks, of_agents = names[view]
+            for agent, called in of_agents.items():
+                for name in ("pos", "vel", "speech"):
+                    state["state"][name][called, ..., copy] = old[name][agent, ..., copy]
+            for landmark, called in of_landmarks.items():
+                state["state"]["pos"][number + called, :, copy] = old["pos"][number + landmark, :, copy]
+            if "goal" in old:
+                goal = int(old["goal"][copy])
+                state["state"]["goal"][copy] = of_landmarks.get(goal, goal)
+        return state
+
+    return changed
+
+
+@discrete_and_continuous
+@pytest.mark.parametrize(("task", "agents"), ALIKE)
+def test_what_is_alike_by_other_names(task, agents, continuous):
+    number, *kinds = ALIKE[task, agents]
+    called = list(itertools.product(*map(ways_to_call, kinds)))
+    arguments = {"continuous_actions": continuous}
+    (symmetries,) = interchangeable(make(task, 64, **arguments), JointTransition({}), agents)
+    assert symmetries.number == len(called)
+    goes_on_as_its_views_say(task, arguments, symmetries, by_other_names(number, called))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "agents"),
+    [({"num_obstacles": 1}, False), ({"num_obstacles": 0, "num_adversaries": 1}, True), ({"num_adversaries": 5}, True)],
+)
+def test_nothing_and_too_much_that_is_alike(arguments, agents):
+    assert interchangeable(make("simple_tag_v3", 4, **arguments), JointTransition({}), agents) == []
 
 
 LANGUAGES = {  # by task the agents that speak, and the words that each of them says for each landmark, rarer ones last

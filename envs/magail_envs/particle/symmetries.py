@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from magail.types import AgentGroup, ByGroup, Change, JointTransition, Renamed, 
 from magail_envs.particle.env import MOVES, ParticleEnv
 
 MOST = 4  # agents with a landmark each: five would have 120 views, in 120 ways
+MOST_NAMES = 48  # each in the eight views of the plane, too
 
 Order = tuple[int, ...]  # a permutation: thing i is now called order[i]
 
@@ -29,7 +31,9 @@ class View(Protocol):
         """``[K, 2 + C]`` of one of the world's agents, moves and what is said with them; ``[K, 2]`` of the silent."""
         ...
 
-    def agents(self, group: AgentGroup) -> Order: ...
+    def agents(self, rows: range) -> Order:
+        """Of a group, the ``rows`` of the world's agents; counted from its first."""
+        ...
 
 
 class Turned:
@@ -49,15 +53,15 @@ class Turned:
     def controls(self, controls: Tensor, agent: int) -> Tensor:
         return torch.cat([self.see(controls[:, :2]), controls[:, 2:]], 1)
 
-    def agents(self, group: AgentGroup) -> Order:
-        return tuple(range(group.num_agents))
+    def agents(self, rows: range) -> Order:
+        return tuple(range(len(rows)))
 
 
 VIEWS = [Turned(*which) for which in itertools.product((False, True), repeat=3)]  # the first shows things as they are
 
 
 class Otherwise:
-    """Agents (of the only group), landmarks and each agent's words by other names; None: by their own.
+    """Landmarks, agents (each of its group's) and each agent's words by other names; None: by their own.
 
     Whoever has a landmark as its goal has it still, whatever it is called.
     """
@@ -89,8 +93,8 @@ class Otherwise:
         words = torch.tensor(self.words[agent][: controls.shape[1] - 2], dtype=torch.int64).argsort()
         return torch.cat([controls[:, :2], controls[:, 2:][:, words]], 1)
 
-    def agents(self, group: AgentGroup) -> Order:
-        return self.order or tuple(range(group.num_agents))
+    def agents(self, rows: range) -> Order:
+        return tuple(self.order[row] - rows.start for row in rows) if self.order else tuple(range(len(rows)))
 
 
 def mirror_images_and_turns(world: ParticleEnv[Any]) -> Symmetries:
@@ -105,7 +109,7 @@ def mirror_images_and_turns(world: ParticleEnv[Any]) -> Symmetries:
 
 
 def landmarks_of_agents(world: ParticleEnv[Any], demonstrations: JointTransition) -> list[Symmetries]:
-    """What a team may have settled: which of n landmarks each of n agents takes, in one of n! ways.
+    """What a team may have settled: which of n landmarks each of n agents of a group takes, in one of n! ways.
 
     Where agents and landmarks are renamed alike, everybody keeps to its own: n! views in each case. The ``world``, of
     this package, which has many copies and serves nothing else, is renamed and looked at again; ``demonstrations`` are
@@ -118,10 +122,50 @@ def landmarks_of_agents(world: ParticleEnv[Any], demonstrations: JointTransition
     if not 2 <= number <= MOST:
         return []
     orders = list(itertools.permutations(range(number)))
+    (first,) = (rows.start for rows in world.rows.values() if rows.stop - rows.start == number)
+    agents = tuple(range(first, first + number))
+    of_agents = [_along(order, agents, number=len(world.world.agents)) for order in orders]
     return [
-        _symmetries(world, [Otherwise(_along(order, owner, number=number), agents=order) for order in orders])
+        _symmetries(
+            world,
+            [
+                Otherwise(_along(order, owner, number=number), called)
+                for order, called in zip(orders, of_agents, strict=True)
+            ],
+        )
         for owner in orders
     ]
+
+
+def interchangeable(world: ParticleEnv[Any], demonstrations: JointTransition, agents: bool) -> list[Symmetries]:
+    """That nothing hangs on names: landmarks of a kind, and with ``agents`` those of a group, may be called anything.
+
+    Obstacles are all the same to everybody, and three hunters to their prey; to each other they are if they have not
+    settled who does what. The ``world``, of this package, which has many copies and serves nothing else, is renamed and
+    looked at again; ``demonstrations`` are not asked.
+
+    Returns:
+        none where that makes one view, or more than `MOST_NAMES`.
+    """
+    of_landmarks = [entity.name.rstrip("0123456789") for entity in world.world.landmarks]
+    of_agents = [role for role, rows in world.rows.items() for _ in range(rows.start, rows.stop)]
+    kinds = [_places(of_landmarks), _places(of_agents) if agents else [[row] for row in range(len(of_agents))]]
+    if not 2 <= math.prod(math.factorial(len(alike)) for both in kinds for alike in both) <= MOST_NAMES:
+        return []
+    return [_symmetries(world, list(itertools.starmap(Otherwise, itertools.product(*map(_orders, kinds)))))]
+
+
+def _places(kinds: Sequence[str]) -> list[list[int]]:
+    """Where each kind is among all."""
+    return [[place for place, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)]
+
+
+def _orders(kinds: list[list[int]]) -> list[Order]:
+    """All ways in which things can be called by the names of their own kind; the first by their own."""
+    ways = itertools.product(*(itertools.permutations(places) for places in kinds))
+    places = list(itertools.chain(*kinds))
+    called = [dict(zip(places, itertools.chain(*way), strict=True)) for way in ways]
+    return [tuple(names[place] for place in sorted(places)) for names in called]
 
 
 def languages(world: ParticleEnv[Any], demonstrations: JointTransition) -> list[Symmetries]:
@@ -202,7 +246,8 @@ def _symmetries(world: ParticleEnv[Any], views: Sequence[View]) -> Symmetries:
     world.state["speech"].uniform_(-1, 1, generator=random)
     state = world.state_dict()["state"]  # a copy: looking changes the world's own
     seen = list(_observations(world, (view.state(state, world) for view in views)))
-    agents = {group.name: torch.tensor([view.agents(group) for view in views]).argsort(-1) for group in world.groups}
+    groups = {name: range(rows.start, rows.stop) for name, rows in world.rows.items()}
+    agents = {name: torch.tensor([view.agents(rows) for view in views]).argsort(-1) for name, rows in groups.items()}
     return Symmetries(
         len(views),
         {name: _reordered([obs[name] for obs in seen], agents[name]) for name in agents},
