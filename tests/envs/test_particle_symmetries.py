@@ -77,19 +77,22 @@ def goes_on_as_its_views_say(task, arguments, symmetries, changed):
     assert compared > COPIES
 
 
-def renamed_agents_and_landmarks(of_agent):
-    """What makes agent i agent order[i], and its landmark the other one's, in each copy's view of simple_spread."""
+def by_other_names(number, names):
+    """What renames landmarks, and ``number`` agents, in each copy as its view of ``names`` says."""
 
     def changed(world, views):
-        state, number = world.state_dict(), len(of_agent)
-        orders = list(itertools.permutations(range(number)))
+        state = world.state_dict()
         old = {name: value.clone() for name, value in state["state"].items()}
         for copy, view in enumerate(views.tolist()):
-            for agent, called in enumerate(orders[view]):
+            of_landmarks, of_agents = names[view]
+            for agent, called in of_agents.items():
                 for name in ("pos", "vel", "speech"):
                     state["state"][name][called, ..., copy] = old[name][agent, ..., copy]
-                landmark, landmark_called = number + of_agent[agent], number + of_agent[called]
-                state["state"]["pos"][landmark_called, :, copy] = old["pos"][landmark, :, copy]
+            for landmark, called in of_landmarks.items():
+                state["state"]["pos"][number + called, :, copy] = old["pos"][number + landmark, :, copy]
+            if "goal" in old:
+                goal = int(old["goal"][copy])
+                state["state"]["goal"][copy] = of_landmarks.get(goal, goal)
         return state
 
     return changed
@@ -104,7 +107,11 @@ def test_agents_and_their_landmarks_by_other_names(number, continuous):
     assert len(found) == len(possible)
     for symmetries, of_agent in zip(found, possible, strict=True):
         assert symmetries.number == len(possible)
-        goes_on_as_its_views_say("simple_spread_v3", arguments, symmetries, renamed_agents_and_landmarks(of_agent))
+        names = [
+            ({of_agent[agent]: of_agent[called] for agent, called in enumerate(order)}, dict(enumerate(order)))
+            for order in possible
+        ]
+        goes_on_as_its_views_say("simple_spread_v3", arguments, symmetries, by_other_names(number, names))
 
 
 @discrete_and_continuous
@@ -130,27 +137,6 @@ def ways_to_call(kinds):
     """Of each way the new names of all that can have another."""
     for orders in itertools.product(*map(itertools.permutations, kinds)):
         yield dict(zip(itertools.chain(*kinds), itertools.chain(*orders), strict=True))
-
-
-def by_other_names(number, names):
-    """What renames landmarks, and ``number`` agents, in each copy as its view of ``names`` says."""
-
-    def changed(world, views):
-        state = world.state_dict()
-        old = {name: value.clone() for name, value in state["state"].items()}
-        for copy, view in enumerate(views.tolist()):
-            of_landmarks, of_agents = names[view]
-            for agent, called in of_agents.items():
-                for name in ("pos", "vel", "speech"):
-                    state["state"][name][called, ..., copy] = old[name][agent, ..., copy]
-            for landmark, called in of_landmarks.items():
-                state["state"]["pos"][number + called, :, copy] = old["pos"][number + landmark, :, copy]
-            if "goal" in old:
-                goal = int(old["goal"][copy])
-                state["state"]["goal"][copy] = of_landmarks.get(goal, goal)
-        return state
-
-    return changed
 
 
 @discrete_and_continuous

@@ -124,15 +124,9 @@ def landmarks_of_agents(world: ParticleEnv[Any], demonstrations: JointTransition
     orders = list(itertools.permutations(range(number)))
     (first,) = (rows.start for rows in world.rows.values() if rows.stop - rows.start == number)
     agents = tuple(range(first, first + number))
-    of_agents = [_along(order, agents, number=len(world.world.agents)) for order in orders]
+    called = {order: _along(order, agents, number=len(world.world.agents)) for order in orders}
     return [
-        _symmetries(
-            world,
-            [
-                Otherwise(_along(order, owner, number=number), called)
-                for order, called in zip(orders, of_agents, strict=True)
-            ],
-        )
+        _symmetries(world, [Otherwise(_along(order, owner, number=number), called[order]) for order in orders])
         for owner in orders
     ]
 
@@ -148,8 +142,9 @@ def interchangeable(world: ParticleEnv[Any], demonstrations: JointTransition, ag
         none where that makes one view, or more than `MOST_NAMES`.
     """
     of_landmarks = [entity.name.rstrip("0123456789") for entity in world.world.landmarks]
-    of_agents = [role for role, rows in world.rows.items() for _ in range(rows.start, rows.stop)]
-    kinds = [_places(of_landmarks), _places(of_agents) if agents else [[row] for row in range(len(of_agents))]]
+    names = [agent.name for agent in world.world.agents]
+    roles = [role for role, rows in world.rows.items() for _ in names[rows]]
+    kinds = [_places(of_landmarks), _places(roles if agents else names)]
     if not 2 <= math.prod(math.factorial(len(alike)) for both in kinds for alike in both) <= MOST_NAMES:
         return []
     return [_symmetries(world, list(itertools.starmap(Otherwise, itertools.product(*map(_orders, kinds)))))]
