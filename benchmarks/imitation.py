@@ -47,7 +47,6 @@ ZERO_SUM = "MAGAIL, zero-sum"  # only where sides compete
 METHODS: dict[str, list[str]] = {
     "BC": ["algorithm=bc", "symmetries=false"],
     "MAGAIL": [],
-    "MAGAIL, no agreement": ["agreement=0"],
     "MAGAIL, views alone": ["symmetries=true"],
     "MAGAIL, as they are": ["symmetries=false"],
     "naive MAGAIL": [

@@ -75,7 +75,6 @@ class TrainConfig:
     rollout_steps: int
     start_from_demonstrations: float
     symmetries: Any  # auto, true, false or a number
-    agreement: float
     initial_policy: dict[str, str] | None
     opponents: dict[str, Any] | None  # of sources, or lists of them
     demonstrations: DemonstrationsConfig
@@ -92,7 +91,6 @@ class TrainConfig:
 AT_LEAST_0 = (
     "seed",
     "iterations",
-    "agreement",
     "demonstrations.count",
     "bc.steps",
     "bc.coefficient",

@@ -7,6 +7,7 @@ distribution, and encodes actions as the vectors that discriminators see.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 D = TypeVar("D")
+G = TypeVar("G", bound="Gaussian")
 
 
 class Distribution(Protocol):
@@ -32,6 +34,17 @@ class Distribution(Protocol):
     def kl(self: D, other: D) -> Tensor:
         """KL(self || other) ``[..., A]`` in nats."""
         ...
+
+    def mean_over_views(self: D, see: OfActions, undo: OfActions, by_view: OfActions) -> D:
+        """The normalised geometric mean of what G views say; `magail.policy.Policy.distributions` gives the three.
+
+        This one is of the rows ``[G B]`` of all views. ``see`` and ``undo`` change actions ``[G B, A, ...]`` to how
+        each row's view calls them, and back; ``by_view`` is ``[G, B, A, ...]`` of such rows.
+        """
+        ...
+
+
+OfActions = Callable[[Tensor], Tensor]
 
 
 class Categorical:
@@ -56,6 +69,11 @@ class Categorical:
     def kl(self, other: Categorical) -> Tensor:
         parts = zip(self.log_probs, other.log_probs, strict=True)
         return torch.stack([(p.exp() * (p - q)).sum(-1) for p, q in parts]).sum(0)
+
+    def mean_over_views(self, see: OfActions, undo: OfActions, by_view: OfActions) -> Categorical:
+        called = [see(torch.arange(p.shape[-1], device=p.device).expand_as(p)) for p in self.log_probs]
+        means = [by_view(p.gather(-1, c)).mean(0) for p, c in zip(self.log_probs, called, strict=True)]
+        return Categorical(torch.cat(means, -1), [p.shape[-1] for p in means])
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
@@ -135,6 +153,13 @@ class Gaussian(BoxDistribution):
         ratio = self.log_std - other.log_std
         distance = (self.mean - other.mean) / other.log_std.exp()
         return (0.5 * ((2 * ratio).exp() + distance.square() - 1) - ratio).sum(-1)
+
+    def mean_over_views(self: G, see: OfActions, undo: OfActions, by_view: OfActions) -> G:
+        """Before they are clipped, where they are."""
+        mean, std = by_view(undo(self.mean)), by_view(undo(self.log_std.exp())).abs()
+        precision = std.pow(-2)
+        center = (precision * mean).mean(0) / precision.mean(0)
+        return type(self)(center, -0.5 * precision.mean(0).log(), self.center, self.scale)
 
 
 class ClippedGaussian(Gaussian):
@@ -280,6 +305,12 @@ class Beta(BoxDistribution):
 
     def kl(self, other: Beta) -> Tensor:
         return torch.distributions.kl_divergence(self._torchs(), other._torchs()).sum(-1)
+
+    def mean_over_views(self, see: OfActions, undo: OfActions, by_view: OfActions) -> Beta:
+        turned = by_view(undo(torch.ones_like(self.alpha))) < 0
+        alpha, beta = (by_view(undo(x)).abs() for x in (self.alpha, self.beta))
+        up, down = torch.where(turned, beta, alpha), torch.where(turned, alpha, beta)
+        return Beta(up.mean(0), down.mean(0), self.center, self.scale)
 
     def _torchs(self) -> torch.distributions.Beta:
         """Over [0, 1]."""

@@ -47,12 +47,13 @@ def read_weights(path: Path, kind: str, keys: Sequence[str]) -> tuple[dict[str, 
     """The description and the tensors that `write_weights` wrote, of a file that should hold a ``kind``.
 
     Raises:
-        ValueError: another file, or a description without one of the ``keys``.
+        ValueError: another file, or a description without one of the ``keys``; it may hold others too.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-        return {key: json.loads(metadata[key]) for key in keys}, safetensors.torch.load_file(path)
+        description = {key: json.loads(metadata[key]) for key in (*keys, *metadata)}
+        return description, safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a {kind} written by magail ({error}); give one that a run wrote") from error
 

@@ -15,7 +15,7 @@ from magail.advantage import goes_on, masked_mean
 from magail.distributions import Distribution, action_head
 from magail.files import locate, read_weights, write_weights
 from magail.networks import CHANNELS, Actor, module_dict, obs_normalizer, update_normalizers
-from magail.types import AgentGroup, ByGroup, JointTransition
+from magail.types import AgentGroup, ByGroup, JointTransition, Symmetries, described_symmetries
 
 
 class Acting(Protocol):
@@ -49,12 +49,17 @@ class Policy(nn.Module):
     environments. The policy then has distributions for the next step of a memory (`step`) and for sequences
     (`distributions_of_normalized`), but none for lone steps.
 
+    With ``views`` of its environment it acts on its own mean over them: what it says of one situation in G views are G
+    opinions, of which the normalised mean in log-probability, the nearest to all of them in mean KL(m, pi in a view),
+    errs less than any. A policy that learns has none: its gradients would take G times as long.
+
     Raises:
         ValueError: an unknown ``activation``, ``box`` or ``encoder``, a ``box`` that needs bounds where there are none,
             ``recurrent`` below 0; a recurrent policy asked about lone steps.
     """
 
     fixed: Tensor
+    views: Symmetries | None = None
 
     def __init__(
         self,
@@ -95,8 +100,29 @@ class Policy(nn.Module):
         self.observe(demonstrations)
         self.fixed.fill_(True)
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Policy:
+        """What moves the parameters moves the views along."""
+        super()._apply(fn, recurse)
+        self.views = self.views and self.views.to(self.fixed.device)
+        return self
+
     def distributions(self, obs: ByGroup) -> dict[str, Distribution]:
-        return self.distributions_of_normalized(self.normalize(obs))
+        """For ``obs [..., A, O]``; with `views` their mean over them."""
+        if self.views is None:
+            return self.distributions_of_normalized(self.normalize(obs))
+        views, batch = self.views, next(iter(obs.values())).shape[:-2]
+        view = torch.arange(views.number, device=self.fixed.device).repeat_interleave(batch.numel())  # [G B]
+        repeated = {name: x.flatten(0, -3).repeat(views.number, 1, 1) for name, x in obs.items()}
+        in_views = self.distributions_of_normalized(self.normalize(views.see_obs(repeated, view)))
+
+        def mean(name: str) -> Distribution:
+            return in_views[name].mean_over_views(
+                lambda x: views.action[name].see(x, view),
+                lambda x: views.action[name].inverse().see(x, view),
+                lambda x: views.undo_places({name: x}, view)[name].unflatten(0, (views.number, *batch)),
+            )
+
+        return {name: mean(name) for name in obs}
 
     def distributions_of_normalized(
         self, obs: ByGroup, memory: ByGroup | None = None, going_on: ByGroup | None = None
@@ -148,15 +174,22 @@ class Policy(nn.Module):
 
         ``batch`` is of any shape, or for a recurrent policy of sequences ``[B, T]`` that begin with their episodes.
         """
-        obs, memory = self.normalize(batch.field("obs")), self.no_memory(batch.batch_shape[0])
-        going_on = {name: goes_on(g.terminated, g.truncated, g.mask) for name, g in batch.groups.items() if memory}
-        distributions = self.distributions_of_normalized(obs, memory, going_on)
+        obs, memory = batch.field("obs"), self.no_memory(batch.batch_shape[0])
+        if memory:
+            going_on = {name: goes_on(g.terminated, g.truncated, g.mask) for name, g in batch.groups.items()}
+            distributions = self.distributions_of_normalized(self.normalize(obs), memory, going_on)
+        else:
+            distributions = self.distributions(obs)
         losses = [masked_mean(-distributions[n].log_prob(g.action), g.mask) for n, g in batch.groups.items()]
         return torch.stack(losses).mean()
 
     def description(self) -> dict[str, Any]:
         """What besides weights is needed to rebuild the policy."""
-        return {"architecture": self.architecture, "agents": {g.name: list(g.agents) for g in self.groups}}
+        return {
+            "architecture": self.architecture,
+            "agents": {g.name: list(g.agents) for g in self.groups},
+            "views": self.views and self.views.described(),
+        }
 
     def save(self, path: Path) -> None:
         """Write weights and `description` as safetensors, atomically."""
@@ -210,7 +243,12 @@ def load_policy(path: Path, groups: Sequence[AgentGroup]) -> Policy:
     try:
         policy = Policy(groups, **description["architecture"])
         policy.load_state_dict({name: x for name, x in weights.items() if not name.startswith(others)})
-    except (TypeError, RuntimeError) as error:
+        if description.get("views"):  # what was written before there were any has none
+            policy.views = described_symmetries(description["views"]).of(agents)
+            policy.distributions(
+                {g.name: torch.zeros(1, g.num_agents, g.obs_dim) for g in groups}
+            )  # or they do not fit
+    except (TypeError, KeyError, IndexError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{path}: its weights do not fit the environment's spaces; choose the environment and arguments that it "
             f"was trained on ({str(error).splitlines()[-1].strip()})"

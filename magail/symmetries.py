@@ -11,22 +11,19 @@ what is such a view too, but what agents have settled among each other hangs on 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from magail.advantage import masked_mean
 from magail.demonstrations import Demonstrations
 from magail.generators.bc import BehavioralCloning, held_out_info
 from magail.policy import Policy
-from magail.types import BatchedEnv, BatchedEnvWrapper, ByGroup, JointTransition, Step, Symmetries
+from magail.types import BatchedEnv, BatchedEnvWrapper, ByGroup, Step, Symmetries
 
 FOLDS = 5  # of the cross-validation that asks demonstrations
-AGREED_STEPS = 64  # of a rollout to agree on with each gradient step; 256 do as well and take longer
-SAMPLES = 8  # actions for each observation that stand for a distribution
 TRIAL_STEPS = 800  # of cloning at most, enough to tell two clones apart
 TRIAL_RATE = 4e-3  # at the learning rate of cloning itself clones of many images would not get far enough in those
 
@@ -146,56 +143,6 @@ def _trial(
     }
     clone = Policy(policy.groups, **policy.architecture).to(policy.fixed.device)
     return BehavioralCloning(clone, some, others, **cloning | pace)
-
-
-class Agreement:
-    """A term of a generator's loss that draws the policy towards its mean over views, where it plays.
-
-    What is said of the same situation in G views are G opinions on one expert. Their mean m in log-probability,
-    normalised, is the nearest to all of them: it minimises the mean of KL(m, pi in a view). The policy clones it in
-    random steps of each rollout. `SAMPLES` of its actions stand for it whatever its distribution, weighted by how much
-    likelier m finds them.
-    """
-
-    def __init__(self, policy: Policy, views: Symmetries, coefficient: float) -> None:
-        self.policy, self.views, self.coefficient = policy, views, coefficient
-
-    def term(self, rollout: JointTransition) -> Callable[[], Tensor]:
-        """What to add to the loss: the coefficient times the cross-entropy of the policy under m, in nats."""
-        steps = rollout.flatten()
-        return lambda: self.coefficient * self._loss(steps.sample(AGREED_STEPS))
-
-    def _loss(self, batch: JointTransition) -> Tensor:
-        obs = batch.field("obs")
-        own = self.policy.distributions(obs)
-        with torch.no_grad():
-            actions = [{name: of_group.sample() for name, of_group in own.items()} for _ in range(SAMPLES)]
-            opinions = mean_log_probs(self.policy, self.views, obs, actions)
-        losses = []
-        for name, mask in batch.field("mask").items():
-            log_prob = torch.stack([own[name].log_prob(action[name]) for action in actions])  # [SAMPLES, B, A]
-            weight = (opinions[name] - log_prob.detach()).softmax(0)
-            losses.append(masked_mean(-(weight * log_prob).sum(0), mask))
-        return torch.stack(losses).mean()
-
-
-def mean_log_probs(policy: Policy, views: Symmetries, obs: ByGroup, actions: Sequence[ByGroup]) -> ByGroup:
-    """Of each of N ``actions [B, A, U]`` for ``obs [B, A, O]`` the mean log-probability over views, ``[N, B, A]``."""
-    number, some = views.number, next(iter(obs.values()))
-    view = torch.arange(number, device=some.device).repeat_interleave(len(some))  # [G B]
-    distributions = policy.distributions(views.see_obs(_repeated(obs, number), view))
-    means: list[ByGroup] = []
-    for action in actions:
-        called = views.see_action(_repeated(action, number), view)
-        at_places = {name: distributions[name].log_prob(called[name]) for name in called}
-        of_agents = views.undo_places(at_places, view)
-        means.append({name: x.unflatten(0, (number, -1)).mean(0) for name, x in of_agents.items()})
-    return {name: torch.stack([mean[name] for mean in means]) for name in obs}
-
-
-def _repeated(values: ByGroup, times: int) -> ByGroup:
-    """``[B, ...]`` as ``[times * B, ...]``."""
-    return {name: x.repeat(times, *[1] * (x.dim() - 1)) for name, x in values.items()}
 
 
 class RandomViews(BatchedEnvWrapper):

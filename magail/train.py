@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +20,6 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from torch import Tensor
 
 from magail.config import build, check, one_clear_message
 from magail.demonstrations import Demonstrations
@@ -33,7 +31,7 @@ from magail.policy import Policy
 from magail.record import record_expert
 from magail.rollout import Player, collect
 from magail.run import Run
-from magail.symmetries import Agreement, RandomViews, in_all_views, shown, what_is_shared
+from magail.symmetries import RandomViews, in_all_views, shown, what_is_shared
 from magail.types import BatchedEnv, Seeds, Symmetries
 
 
@@ -53,7 +51,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         demonstrations, held_out = get_demonstrations(cfg, evaluator.env, run_dir, device)
         with device:
             generator = build(cfg.generator, groups=env.groups)
-        env, demonstrations, agreement = with_symmetries(cfg, env, demonstrations, generator.policy)
+        env, demonstrations, generator.averaged.views = with_symmetries(cfg, env, demonstrations, generator.policy)
         parts = {"groups": env.groups, "demonstrations": demonstrations, "held_out": held_out}
         with device:
             discriminator = build(cfg.discriminator, **parts)
@@ -72,17 +70,15 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
                     generator.policy.start_from(cfg.initial_policy)
                 if cloning:
                     cloning.fit(run.log_cloning)
-                    generator.policy.save(run_dir / "bc.safetensors")
+                    generator.averaged.save(run_dir / "bc.safetensors")
                 env.reset(seeds)
                 run.checkpoint(env)
 
             while run.iteration < cfg.iterations:
                 rollout, info = collect(env, player, cfg.rollout_steps)
                 info |= discriminator.update(rollout, demonstrations, generator.policy)
-                extra_loss = total(
-                    cloning.term(run.progress) if cloning else None, agreement.term(rollout) if agreement else None
-                )
-                info |= generator.update(rollout, discriminator.reward, run.progress, extra_loss, demonstrations)
+                cloning_term = cloning.term(run.progress) if cloning else None
+                info |= generator.update(rollout, discriminator.reward, run.progress, cloning_term, demonstrations)
                 if run.due(cfg.evaluation.every):
                     info |= evaluator.learning_curve(generator.averaged)
                     info |= held_out_info(generator.averaged, held_out) | discriminator.report(rollout)
@@ -116,8 +112,8 @@ def get_demonstrations(
 
 def with_symmetries(
     cfg: DictConfig, env: BatchedEnv, demonstrations: Demonstrations | None, policy: Policy
-) -> tuple[BatchedEnv, Demonstrations | None, Agreement | None]:
-    """Both from all views that ``cfg.symmetries`` says, and what has ``policy`` agree with itself there.
+) -> tuple[BatchedEnv, Demonstrations | None, Symmetries | None]:
+    """Both from all views that ``cfg.symmetries`` says, and those over which the policy to keep is a mean.
 
     ``auto`` becomes, also in ``cfg`` (and so in the run's config.yaml), what the demonstrations say.
 
@@ -138,15 +134,7 @@ def with_symmetries(
     for symmetries in shown(cfg.symmetries, views, conventions):
         env = RandomViews(env, symmetries)
         demonstrations = demonstrations and in_all_views(demonstrations, symmetries)
-    if not cfg.agreement or policy.recurrent or not demonstrations:
-        return env, demonstrations, None
-    return env, demonstrations, Agreement(policy, views, cfg.agreement)
-
-
-def total(*terms: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
-    """The sum of those ``terms`` of a loss that there are; None where there is none."""
-    there = [term for term in terms if term]
-    return (lambda: torch.stack([term() for term in there]).sum()) if there else None
+    return env, demonstrations, None if policy.recurrent else views
 
 
 def with_resume(argv: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ MultiDiscrete space as int64, or the numbers of a Box, flattened, in the environ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -187,6 +187,10 @@ class Change(Protocol):
 
     def to(self, device: torch.device) -> Change: ...
 
+    def described(self) -> dict[str, Any]:
+        """As plain lists, by the names of its fields."""
+        ...
+
 
 @dataclass(frozen=True)
 class Reordered:
@@ -205,6 +209,9 @@ class Reordered:
     def to(self, device: torch.device) -> Reordered:
         return Reordered(self.source.to(device), self.sign.to(device))
 
+    def described(self) -> dict[str, Any]:
+        return {"source": self.source.tolist(), "sign": self.sign.tolist()}
+
 
 @dataclass(frozen=True)
 class Renamed:
@@ -220,6 +227,9 @@ class Renamed:
 
     def to(self, device: torch.device) -> Renamed:
         return Renamed(self.name.to(device))
+
+    def described(self) -> dict[str, Any]:
+        return {"name": self.name.tolist()}
 
 
 @dataclass(frozen=True)
@@ -264,6 +274,21 @@ class Symmetries:
         """``values [B, A, ...]`` of each place, for the agent that came there in each row's ``view [B]``."""
         return {name: _rows(x, self._back[name][view]) if name in self._back else x for name, x in values.items()}
 
+    def of(self, names: Iterable[str]) -> Symmetries:
+        """For some groups alone."""
+        some = set(names)
+        parts: list[dict[str, Any]] = [self.obs, self.action, self.agents]
+        obs, action, agents = ({name: x for name, x in part.items() if name in some} for part in parts)
+        return Symmetries(self.number, obs, action, agents)
+
+    def described(self) -> dict[str, Any]:
+        """As plain lists, for files."""
+        return {
+            "obs": {name: change.described() for name, change in self.obs.items()},
+            "action": {name: change.described() for name, change in self.action.items()},
+            "agents": {name: agents.tolist() for name, agents in self.agents.items()},
+        }
+
     @cached_property
     def _undo(self) -> dict[str, Change]:
         return {name: change.inverse() for name, change in self.action.items()}
@@ -286,6 +311,39 @@ class Symmetries:
             )
 
         return replace(batch, groups={name: seen(name, group) for name, group in batch.groups.items()})
+
+
+def described_symmetries(description: Mapping[str, Any]) -> Symmetries:
+    """What `Symmetries.described` is of.
+
+    Raises:
+        ValueError: it is of none.
+    """
+    try:
+        obs = {name: _reordered(change) for name, change in description["obs"].items()}
+        action: dict[str, Change] = {
+            name: _reordered(x) if "sign" in x else _renamed(x) for name, x in description["action"].items()
+        }
+        agents = {name: _permutations(rows) for name, rows in description["agents"].items()}
+        return Symmetries(len(next(iter(obs.values())).source), obs, action, agents)
+    except (KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise ValueError(f"not views: {error}") from error
+
+
+def _reordered(change: Mapping[str, Any]) -> Reordered:
+    return Reordered(_permutations(change["source"]), torch.tensor(change["sign"], dtype=torch.float32))
+
+
+def _renamed(change: Mapping[str, Any]) -> Renamed:
+    return Renamed(_permutations(change["name"]))
+
+
+def _permutations(rows: Sequence[Any]) -> Tensor:
+    """``[..., K]``, each row a permutation, as all that rows of a `Symmetries` say."""
+    found = torch.tensor(rows, dtype=torch.int64)
+    if (found.sort(-1).values != torch.arange(found.shape[-1])).any():
+        raise ValueError("not views: names that are no permutation")
+    return found
 
 
 def _rows(x: Tensor, agents: Tensor) -> Tensor:

@@ -4,19 +4,19 @@ import itertools
 
 import pytest
 import torch
+from gymnasium import spaces
 
 from magail.demonstrations import Demonstrations
-from magail.policy import Policy
-from magail.rollout import Player, collect, play_episodes
+from magail.files import write_weights
+from magail.policy import Policy, RandomPolicy, load_policy
+from magail.rollout import play_episodes
 from magail.symmetries import (
-    Agreement,
     RandomViews,
     in_all_views,
     last_within_standard_error,
-    mean_log_probs,
     what_is_shared,
 )
-from magail.types import Renamed, Reordered, Symmetries
+from magail.types import AgentGroup, Renamed, Reordered, Symmetries
 from magail_envs.particle.simple import Simple
 from magail_envs.particle.simple_spread import SimpleSpread
 from magail_envs.particle.symmetries import landmarks_of_agents, mirror_images_and_turns
@@ -227,62 +227,89 @@ def test_agents_that_change_places_take_everything_along():
         assert any(torch.allclose(episode.obs, image.obs, atol=1e-5) for image in candidates)
 
 
-def spreading(symmetries, continuous):
-    """A policy, steps that it took, and ``symmetries`` of the world."""
-    arguments = {"continuous_actions": continuous}
-    env = SimpleSpread("simple_spread", arguments, 50)
-    policy = Policy(env.groups)
+def disturbed(groups, box="gaussian"):
+    """A policy whose actions are not all about as likely, as those of a new one are."""
+    torch.manual_seed(0)
+    policy = Policy(groups, box=box)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)  # or all actions would be about as likely
-    env.reset(itertools.count())
-    rollout, _ = collect(env, Player(policy), 25)
-    world = SimpleSpread("simple_spread", arguments, 64)
+            parameter += 0.2 * torch.randn_like(parameter)
+    return policy
+
+
+def spreading(symmetries, box):
+    """A policy, observations and actions of steps, and ``symmetries`` of the world."""
+    world = SimpleSpread("simple_spread", {"continuous_actions": box != "discrete"}, 64)
     made = mirror_images_and_turns(world) if symmetries == "views" else landmarks_of_agents(world, None)[3]
-    return policy, rollout.flatten(), made
+    world.reset(itertools.count())
+    policy = disturbed(world.groups, "gaussian" if box == "discrete" else box)
+    return policy, world.obs, [inside(RandomPolicy(world.groups).act(world.obs)[0]) for _ in range(2)], made
 
 
-@pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])
-@pytest.mark.parametrize("symmetries", ["views", "names"])
-def test_the_mean_over_views_is_the_same_from_every_view(symmetries, continuous):
-    torch.manual_seed(0)
-    policy, steps, views = spreading(symmetries, continuous)
-    batch = steps.rows(torch.arange(10))
-    mean = mean_log_probs(policy, views, batch.field("obs"), [batch.field("action")])["agent"][0]
-    own = policy.log_prob(batch)["agent"]
-    assert (mean - own).abs().max() > 0.1
+def inside(action):
+    """Off the bounds of [0, 1], where squashed and beta count all that is near as one."""
+    return {name: 0.05 + 0.9 * x if x.is_floating_point() else x for name, x in action.items()}
+
+
+def sliding(box):
+    """As `spreading`, of two agents with two numbers each to see and to act by, of which one changes its sign."""
+    group = AgentGroup("agent", ("a", "b"), spaces.Box(-3, 3, (2,)), spaces.Box(-1, 1, (2,)))
+    change = Reordered(torch.tensor([[[0, 1]], [[1, 0]]]), torch.tensor([[[1.0, 1.0]], [[-1.0, 1.0]]]))
+    obs, *actions = ({"agent": torch.rand(64, 2, 2) * 1.8 - 0.9} for _ in range(3))
+    return disturbed([group], box), obs, actions, Symmetries(2, {"agent": change}, {"agent": change})
+
+
+CASES = [(spreading, "views", box) for box in ("discrete", "gaussian", "squashed", "beta")]
+CASES += [(spreading, "names", "discrete"), (spreading, "names", "gaussian")]
+CASES += [(sliding, box) for box in ("gaussian", "squashed", "beta")]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join([case[0].__name__, *case[1:]]))
+def test_a_policy_of_views_is_its_normalised_mean_in_log_probability(case):
+    """So two actions differ in it as they do in the mean over views, whatever the normalisation."""
+    policy, obs, (one, other), views = case[0](*case[1:])
+    differences = []
     for number in range(views.number):
-        view = torch.full((10,), number)
-        seen = views.see(batch, view)
-        there = mean_log_probs(policy, views, seen.field("obs"), [seen.field("action")])["agent"][0]
-        assert torch.allclose(views.undo_places({"agent": there}, view)["agent"], mean, atol=1e-4)
+        view = torch.full((64,), number)
+        there = policy.distributions(views.see_obs(obs, view))["agent"]
+        seen = [there.log_prob(views.see_action(action, view)["agent"]) for action in (one, other)]
+        differences.append(views.undo_places({"agent": seen[0] - seen[1]}, view)["agent"])
+    own = policy.distributions(obs)["agent"]
+    policy.views = views
+    mean = policy.distributions(obs)["agent"]
+    found = mean.log_prob(one["agent"]) - mean.log_prob(other["agent"])
+    torch.testing.assert_close(found, torch.stack(differences).mean(0), atol=1e-3, rtol=1e-3)
+    assert (mean.log_prob(one["agent"]) - own.log_prob(one["agent"])).abs().max() > 0.1
+    along = policy.distributions({"agent": obs["agent"].unflatten(0, (4, 16))})["agent"]  # as of a rollout
+    torch.testing.assert_close(along.entropy().flatten(0, 1), mean.entropy())
 
 
-@pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])
-def test_agreement_draws_a_policy_to_its_mean_over_views(continuous):
-    torch.manual_seed(0)
-    policy, steps, views = spreading("views", continuous)
-
-    def disagreement():
-        batch = steps.rows(torch.arange(200))
-        mean = mean_log_probs(policy, views, batch.field("obs"), [batch.field("action")])["agent"][0]
-        return (policy.log_prob(batch)["agent"] - mean).abs().mean().item()
-
-    before = disagreement()
-    term, optimizer = Agreement(policy, views, 1.0).term(steps), torch.optim.Adam(policy.parameters(), lr=1e-3)
-    for _ in range(100):
-        optimizer.zero_grad()
-        term().backward()
-        optimizer.step()
-    assert disagreement() < 0.5 * before
+def test_a_policy_of_views_is_kept_with_them(tmp_path):
+    policy, obs, (one, _), views = spreading("views", "discrete")
+    policy.views = views
+    policy.save(tmp_path / "policy.safetensors")
+    again = load_policy(tmp_path / "policy.safetensors", policy.groups)
+    torch.testing.assert_close(
+        again.distributions(obs)["agent"].log_prob(one["agent"]),
+        policy.distributions(obs)["agent"].log_prob(one["agent"]),
+    )
 
 
-def test_the_term_of_a_policy_that_agrees_with_itself_is_its_entropy():
-    """All five actions are as likely then, and so in every view."""
-    torch.manual_seed(0)
-    policy, steps, views = spreading("views", False)
-    for actor in policy.actors.values():
-        torch.nn.init.zeros_(list(actor.parameters())[-1])
-        torch.nn.init.zeros_(list(actor.parameters())[-2])
-    term = Agreement(policy, views, 2.0).term(steps)
-    assert term().item() == pytest.approx(2 * torch.tensor(5.0).log().item(), rel=1e-5)
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("obs", {"source": [[[0, 0]]], "sign": [[[1.0, 1.0]]]}),
+        ("obs", {"source": [[[1, 0]]], "sign": [[[1.0, 1.0]]]}),
+        ("action", {"name": [[[0, 1, 2]]]}),
+        ("action", {"name": 3}),
+    ],
+    ids=["no permutation", "other observations", "other actions", "no table"],
+)
+def test_views_that_do_not_fit_are_refused(tmp_path, part, change):
+    policy, _, _, views = spreading("views", "discrete")
+    policy.views = views
+    description = policy.description()
+    description["views"][part]["agent"] = change
+    write_weights(tmp_path / "policy.safetensors", policy.state_dict(), description)
+    with pytest.raises(ValueError, match="do not fit"):
+        load_policy(tmp_path / "policy.safetensors", policy.groups)

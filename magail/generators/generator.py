@@ -26,7 +26,7 @@ class Generator(Protocol):
 
     @property
     def averaged(self) -> Policy:
-        """The policy to judge and keep."""
+        """The policy to judge and keep, one and the same at any time; not the one that learns."""
         ...
 
     def compile(self) -> None:
@@ -92,7 +92,7 @@ class PolicyAverage:
 
     An adversary's reward is noisy and moves, so a single iterate wanders about; averages of the iterates are the
     better policies (Yazici et al. 2019, arXiv 1806.04498, for GANs). ``averaging`` is the weight of what was before;
-    until there are enough iterates it is a plain mean of them, and before any it is the policy itself.
+    until there are enough iterates it is a plain mean of them, and before any it is as the policy itself.
 
     Raises:
         ValueError: ``averaging`` out of range.
@@ -104,7 +104,10 @@ class PolicyAverage:
 
     @property
     def policy(self) -> Policy:
-        return self._average if self._updates else self._policy
+        """One and the same at any time."""
+        if not self._updates:
+            self._average.load_state_dict(self._policy.state_dict())
+        return self._average
 
     @torch.no_grad()
     def update(self) -> None:
@@ -123,7 +126,7 @@ class PolicyAverage:
             "policy": self.policy.state_dict(),
             "acting_policy": self._policy.state_dict(),
             "updates": self._updates,
-            "description": self._policy.description(),
+            "description": self._average.description(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
