@@ -118,7 +118,7 @@ class Policy(nn.Module):
         def mean(name: str) -> Distribution:
             return in_views[name].mean_over_views(
                 lambda x: views.action[name].see(x, view),
-                lambda x: views.action[name].inverse().see(x, view),
+                lambda x: views.undo[name].see(x, view),
                 lambda x: views.undo_places({name: x}, view)[name].unflatten(0, (views.number, *batch)),
             )
 
@@ -245,9 +245,8 @@ def load_policy(path: Path, groups: Sequence[AgentGroup]) -> Policy:
         policy.load_state_dict({name: x for name, x in weights.items() if not name.startswith(others)})
         if description.get("views"):  # what was written before there were any has none
             policy.views = described_symmetries(description["views"]).of(agents)
-            policy.distributions(
-                {g.name: torch.zeros(1, g.num_agents, g.obs_dim) for g in groups}
-            )  # or they do not fit
+            probe = {group.name: torch.zeros(1, group.num_agents, group.obs_dim) for group in groups}
+            policy.distributions(probe)  # fails where the views do not fit
     except (TypeError, KeyError, IndexError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{path}: its weights do not fit the environment's spaces; choose the environment and arguments that it "

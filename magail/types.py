@@ -268,7 +268,7 @@ class Symmetries:
 
     def undo_action(self, action: ByGroup, view: Tensor) -> ByGroup:
         """As they are: actions ``[B, A, U]`` that each row means from its ``view [B]``."""
-        return self.undo_places({name: self._undo[name].see(x, view) for name, x in action.items()}, view)
+        return self.undo_places({name: self.undo[name].see(x, view) for name, x in action.items()}, view)
 
     def undo_places(self, values: ByGroup, view: Tensor) -> ByGroup:
         """``values [B, A, ...]`` of each place, for the agent that came there in each row's ``view [B]``."""
@@ -290,7 +290,8 @@ class Symmetries:
         }
 
     @cached_property
-    def _undo(self) -> dict[str, Change]:
+    def undo(self) -> dict[str, Change]:
+        """By group what leads from a view's actions back to them as they are, each at its agent's place there."""
         return {name: change.inverse() for name, change in self.action.items()}
 
     @cached_property
