@@ -251,7 +251,8 @@ def test_it_waits_for_enough_experience():
     before = {key: x.clone() for key, x in generator.policy.actors.state_dict().items()}
     assert generator.update(random_batch(TWO_SIDES, 10, 6), env_reward) == {}
     assert all(torch.equal(x, before[key]) for key, x in generator.policy.actors.state_dict().items())
-    assert generator.averaged is generator.policy, "a cloned policy is kept as it is"
+    kept = generator.averaged.state_dict()
+    assert all(torch.equal(x, kept[key]) for key, x in generator.policy.state_dict().items()), "a clone is kept"
     assert "generator/policy_loss" in generator.update(random_batch(TWO_SIDES, 10, 6), env_reward)
 
 
