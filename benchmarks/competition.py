@@ -3,12 +3,14 @@
     python -m benchmarks.competition --tasks simple_push --seeds 0 1 2 --runs outputs/imitation \
         --output benchmarks/results/competition.md
 
-trains every method of `benchmarks.imitation` that is asked for on ``--count`` demonstrations of the shipped expert; a
-method's clone plays too. In the cross-play everybody plays one side against everybody on the other, from initial states
-that neither training nor the choice of the recipe saw; a cell is the mean return of an agent of the side, over the
-seeds. The score is 0 for random play and 1 for the expert, both against the expert. Then a best response is trained
-against the expert and the imitators on each side, by the command that the expert was trained by (of simple_world_comm's
-several the first): what it gets against the expert is the measure of what it gets against the others.
+trains every method of `benchmarks.imitation` that is asked for on ``--count`` demonstrations of the shipped expert;
+what MAGAIL begins from plays too. In the cross-play everybody plays one side against everybody on the other, from
+initial states that neither training nor the choice of the recipe saw; a cell is the mean return of an agent of the side
+over 2,000 episodes, 16,000 where the expert or a response plays, and over the seeds. The score is 0 for random play and
+1 for the expert, both against the expert. Then a best response to the expert is trained on each side, by the command
+that the expert was trained by (of simple_world_comm's several the first) for 2,000 iterations, and each imitator is
+answered by it after 400 more against that imitator: what the first gets against the expert is the measure of what these
+get against the others.
 
 A mean return is a row of the .csv file beside the page, and the policies of a row that is there are not trained again:
 the command takes up where it was stopped, on another machine too. Delete rows to make them anew.
@@ -20,29 +22,29 @@ import argparse
 import json
 import shlex
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks.imitation import METHODS, as_folder, run
+from benchmarks.imitation import CLONES, METHODS, as_folder, run
 from benchmarks.loop import composed
 from benchmarks.seats import SIDES, Side, seat_returns
-from benchmarks.store import Row, Store
+from benchmarks.store import Store
 from benchmarks.tables import machine, table
 from benchmarks.trainings import BRIEF, FRESH, over_seeds, trained
 from magail.config import build
 from magail.experts import Source
 from magail.types import BatchedEnv
 
-EPISODES = 2000
+EPISODES, MANY = 2000, 16_000  # MANY where a score is made of it
 COPIES = 500
+ITERATIONS, FURTHER = 2000, 400  # of a best response to the expert, and from there of one to an imitator
 KEYS = ("task", "demonstrations", "side", "player", "opponent", "seed")
-EXPERT, RANDOM, CLONE, RESPONSE = "expert", "random", "clone, of ", "best response"
+EXPERT, RANDOM, RESPONSE = "expert", "random", "best response"
 RECIPES = {"simple_tag": "expert_simple_tag", "simple_world_comm": "expert_simple_world_comm"}  # others share one
 
 
@@ -56,19 +58,18 @@ class Arena:
     count: int  # of demonstrations
     runs: Path  # where run folders lie
     store: Store
-    training: threading.Lock = field(default_factory=threading.Lock)  # an imitator, which two may ask for at once
 
     def mean_return(self, side: Side, player: str, opponent: str, seed: int) -> float:
         """Of an agent of the ``side``, which ``player`` plays, over the table's initial states."""
         trained_here = {player, opponent} - {EXPERT, RANDOM}
         key = (self.task, self.count, " and ".join(side), player, opponent, seed if trained_here else "-")
+        seeds = range(FRESH, FRESH + (MANY if {player, opponent} & {EXPERT, RESPONSE} else EPISODES))
         row = self.store.row(
             dict(zip(KEYS, key, strict=True)),
-            lambda: self._sources(side, player, opponent, seed),
-            lambda sources: self._played(side, *sources),
+            lambda: (self._player(side, player, opponent, seed), self._source(opponent, seed)),
+            lambda sources: {"return": float(seat_returns(self.env, side, *sources, seeds).mean())},
         )
-        if row is None:
-            sys.exit("the page takes all of the trainings: mend what failed, and run the command again")
+        assert row is not None
         return float(row["return"])
 
     def score(self, side: Side, returned: float) -> float:
@@ -76,37 +77,40 @@ class Arena:
         zero, one = (self.mean_return(side, player, EXPERT, 0) for player in (RANDOM, EXPERT))
         return (returned - zero) / (one - zero)
 
-    def _sources(self, side: Side, player: str, opponent: str, seed: int) -> tuple[Source | None, Source] | None:
-        """Where ``player`` and ``opponent`` are, None for random play; or None where a training failed."""
-        theirs = self._source(opponent, seed)
-        if theirs is None:
+    def _player(self, side: Side, name: str, opponent: str, seed: int) -> Source | None:
+        if name == RANDOM:
             return None
-        if player == RANDOM:
-            return None, theirs
-        ours = self._best_response(side, opponent, theirs, seed) if player == RESPONSE else self._source(player, seed)
-        return None if ours is None else (ours, theirs)
+        return self._best_response(side, opponent, seed) if name == RESPONSE else self._source(name, seed)
 
-    def _source(self, name: str, seed: int) -> Source | None:
+    def _source(self, name: str, seed: int) -> Source:
         if name == EXPERT:
             return self.expert
-        with self.training:
-            folder = run(self.task, name.removeprefix(CLONE), self.count, seed, self.runs)
-        if folder is None:
-            return None
-        return str(folder / "bc.safetensors" if name.startswith(CLONE) else folder)
+        folder = needed(run(self.task, CLONES.get(name, name), self.count, seed, self.runs))
+        return str(folder / "bc.safetensors" if name in CLONES else folder)
 
-    def _best_response(self, side: Side, name: str, opponent: Source, seed: int) -> Source | None:
-        groups = [group for other in SIDES[self.task] if other != side for group in other]
-        opponents = ", ".join(f"{group}: {json.dumps(opponent)}" for group in groups)
-        recipe = RECIPES.get(self.task, "expert_particle")
-        words = [f"experiment={recipe}", f"env={self.task}", f"opponents={{{opponents}}}", f"seed={7 + seed}"]
-        folder = self.runs / self.task / as_folder(RESPONSE) / "_".join(side) / as_folder(name) / str(seed)
-        found = trained(words, folder, BRIEF)
-        return None if found is None else str(found)
+    def _best_response(self, side: Side, opponent: str, seed: int) -> str:
+        others = [group for other in SIDES[self.task] if other != side for group in other]
+        words = [f"experiment={RECIPES.get(self.task, 'expert_particle')}", f"env={self.task}", f"seed={7 + seed}"]
+        words += [f"opponents={played_by(self._source(opponent, seed), others)}"]
+        folder = self.runs / self.task / as_folder(RESPONSE) / "_".join(side) / as_folder(opponent)
+        if opponent == EXPERT:
+            words += [f"iterations={ITERATIONS}"]
+        else:
+            words += [f"iterations={FURTHER}"]
+            words += [f"initial_policy={played_by(self._best_response(side, EXPERT, seed), side)}"]
+            folder /= str(self.count)
+        return str(needed(trained(words, folder / str(seed), BRIEF)))
 
-    def _played(self, side: Side, player: Source | None, opponent: Source) -> Row:
-        returns = seat_returns(self.env, side, player, opponent, range(FRESH, FRESH + EPISODES))
-        return {"return": float(returns.mean())}
+
+def played_by(policy: Source, groups: Sequence[str]) -> str:
+    """Each of the ``groups`` with the same policy, as a word of the command line."""
+    return "{" + ", ".join(f"{group}: {json.dumps(policy)}" for group in groups) + "}"
+
+
+def needed(folder: Path | None) -> Path:
+    if folder is None:
+        sys.exit("the page takes all of the trainings: mend what failed, and run the command again")
+    return folder
 
 
 def cross_play(arena: Arena, side: Side, players: Sequence[str], seeds: Sequence[int]) -> str:
@@ -155,7 +159,7 @@ def main() -> None:
     command = shlex.join(["python", "-m", "benchmarks.competition", *sys.argv[1:]])
     page = ["# Competitive tasks", f"```\n{command}\n```", machine() + "."]
     store = Store(arguments.output.with_suffix(".csv"), KEYS, ("return",))
-    players = [EXPERT, *(name for method in methods for name in (CLONE + method, method))]
+    players = [EXPERT, *(clone for clone, method in CLONES.items() if method in methods), *methods]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for task in arguments.tasks:
             cfg = composed(f"env={task}").env

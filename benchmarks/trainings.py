@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ SHORT = [*QUIET, "evaluation.every=50", "evaluation.final_episodes=500", "evalua
 BRIEF = [*SHORT, "env.mpe2.workers=0"]  # for the particle worlds
 FRESH = 9_000_000  # first initial state of tables; recipes were chosen on those from 1,000,000 and 5,000,000 on
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+AT_WORK: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)  # on a folder, which two threads may ask for
 EXPERTS = {"simple_tag": ["algorithm=rl", "env=simple_tag", "iterations=600", "evaluation.every=100"]}  # of ablation.md
 AS_THEY_ARE = [  # demonstrations seen as they are, and cloned into small networks in fewer steps
     "symmetries=false",
@@ -35,11 +38,12 @@ ON_REWARDS = ["generator.learning_rate=7e-4", "generator.final_learning_rate_fra
 def train(words: Sequence[str], folder: Path, brief: Sequence[str] = BRIEF) -> bool:
     """Run `magail.train` in ``folder``, or go on with it, unless that is done; whether it came to its end."""
     results = folder / "results.json"
-    if not results.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "magail.train", *brief, *words, f"hydra.run.dir={folder}"]
-        with (folder / "output.txt").open("w") as output:
-            subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False, env=ONE_THREAD)
+    with AT_WORK[folder]:
+        if not results.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-m", "magail.train", *brief, *words, f"hydra.run.dir={folder}"]
+            with (folder / "output.txt").open("w") as output:
+                subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False, env=ONE_THREAD)
     return results.exists()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import competition
-from benchmarks.competition import CLONE, EXPERT, KEYS, RANDOM, RESPONSE, Arena
+from benchmarks.competition import EXPERT, KEYS, RANDOM, RESPONSE, Arena
 from benchmarks.store import Store
 
 SIDE = ("eve",)
@@ -23,7 +23,7 @@ def trainings(monkeypatch):
         return runs / method / str(seed)
 
     def trained(words, folder, brief):
-        made.append(tuple(word for word in words if word.startswith(("experiment", "opponents", "seed"))))
+        made.append({word for word in words if not word.startswith("env=")})
         return folder
 
     def seat_returns(env, side, player, opponent, seeds):
@@ -49,18 +49,36 @@ def test_rows_that_are_there_train_nobody(trainings, tmp_path):
     assert trainings == [("MAGAIL", 1)]
 
 
-def test_a_best_response_is_trained_against_all_groups_of_the_other_side(trainings, tmp_path):
+def test_a_best_response_is_trained_against_all_groups_of_the_other_side_and_goes_on_from_that_to_the_expert(
+    trainings, tmp_path
+):
     arena = arena_in(tmp_path)
-    assert arena.mean_return(SIDE, RESPONSE, CLONE + "MAGAIL", 2) == 12.0
+    assert arena.mean_return(SIDE, RESPONSE, "BC, same views", 2) == 12.0
     clone = tmp_path / "MAGAIL" / "2" / "bc.safetensors"
-    opponents = f'opponents={{alice: "{clone}", bob: "{clone}"}}'
-    assert trainings == [("MAGAIL", 2), ("experiment=expert_particle", opponents, "seed=9")]
+    first = tmp_path / "simple_crypto" / "best_response" / "eve" / "expert" / "2"
+    asked, to_expert, to_clone = trainings[0], *[words for words in trainings if isinstance(words, set)]
+    alike = {"experiment=expert_particle", "seed=9"}
+    assert asked == ("MAGAIL", 2)
+    assert to_expert == alike | {'opponents={alice: "the expert", bob: "the expert"}', "iterations=2000"}
+    assert to_clone == alike | {
+        f'opponents={{alice: "{clone}", bob: "{clone}"}}',
+        f'initial_policy={{eve: "{first}"}}',
+        "iterations=400",
+    }
 
 
 def test_a_population_is_an_opponent_too(trainings, tmp_path):
     arena = Arena("simple_tag", None, ("a", "b"), 5, tmp_path, Store(tmp_path / "page.csv", KEYS, ("return",)))
     arena.mean_return(("agent",), RESPONSE, EXPERT, 0)
-    assert trainings == [("experiment=expert_simple_tag", 'opponents={adversary: ["a", "b"]}', "seed=7")]
+    assert trainings == [
+        {"experiment=expert_simple_tag", 'opponents={adversary: ["a", "b"]}', "iterations=2000", "seed=7"}
+    ]
+
+
+def test_failed_trainings_end_it(trainings, tmp_path, monkeypatch):
+    monkeypatch.setattr(competition, "run", lambda *_: None)
+    with pytest.raises(SystemExit, match="mend what failed"):
+        arena_in(tmp_path).mean_return(SIDE, "MAGAIL", EXPERT, 1)
 
 
 def test_tables_hold_returns_and_scores(trainings, tmp_path):
