@@ -51,13 +51,18 @@ TASKS = (
     "collect_treasure",
 )
 ENVS, AGENTS = (1, 4, 16, 64, 256, 1024, 4096), (3, 8, 16, 32, 64)
+NETWORKS = [  # those of benchmarks/peers
+    "generator.policy.hidden_sizes=[64,64]",
+    "generator.policy.activation=tanh",
+    "generator.critic.hidden_sizes=[64,64]",
+]
 # what imitation's GAIL does in benchmarks/peers/imitation_gail.py: no gradient penalty, no cloning term
 AS_PEERS = [
     "bc.coefficient=0",
     "discriminator.gradient_penalty=0",
     "discriminator.steps=4",
     "discriminator.batch_size=512",
-    "generator.critic.hidden_sizes=[64,64]",
+    *NETWORKS,
 ]
 LOOPS = {  # rows of the table of loops
     "default recipe": [],
@@ -67,7 +72,7 @@ LOOPS = {  # rows of the table of loops
     "as imitation's, `compile=true`": [*AS_PEERS, "compile=true"],
     "as imitation's, `matmul_precision=medium`": [*AS_PEERS, "matmul_precision=medium"],
     "as imitation's, `matmul_precision=medium compile=true`": [*AS_PEERS, "matmul_precision=medium", "compile=true"],
-    "as MAPPO (no discriminator)": ["algorithm=rl", "generator.critic.hidden_sizes=[64,64]"],
+    "as MAPPO (no discriminator)": ["algorithm=rl", *NETWORKS],
 }
 
 

@@ -41,7 +41,25 @@ class Tanh(nn.Module):
         return _Tanh.apply(x)
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
+class Gated(nn.Module):
+    """``tanh(x) sigmoid(y)`` of a layer's first and second half ``[..., 2 H, N]``: the second lets the first through.
+
+    Twice the layer, of which a product is taken: what one observed number means may hang on another, as directions do
+    on a word (the units of van den Oord et al. 2016, arXiv 1606.05328, equation 2).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, gates = x.chunk(2, -2)
+        return values.tanh() * gates.sigmoid()
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "gated": Gated,
+}
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -116,7 +134,8 @@ class StackedMLP(nn.Module):
             last = index == len(sizes) - 2
             gain = output_gain if last else math.sqrt(2)
             share_bias = share_parameters and index > 0
-            layers.append(StackedLinear(num_nets, fan_in, fan_out, gain, share_parameters, share_bias))
+            width = 2 * fan_out if activation == "gated" and not last else fan_out
+            layers.append(StackedLinear(num_nets, fan_in, width, gain, share_parameters, share_bias))
             if not last:
                 layers.append(ACTIVATIONS[activation]())
         self.layers = nn.Sequential(*layers)

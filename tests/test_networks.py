@@ -42,6 +42,20 @@ def test_a_stack_is_its_nets_side_by_side(shared, batch):
         torch.testing.assert_close(y[..., agent, :], by_hand(mlp, x[..., agent, :], agent, shared).reshape(*batch, 2))
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_gated_layers_multiply(shared):
+    """Each hidden layer is tanh of its first half times sigmoid of its second."""
+    mlp = StackedMLP(2, 3, [4, 5], 1, activation="gated", share_parameters=shared)
+    x = torch.randn(7, 2, 3)
+    hidden = x.movedim(0, -1)
+    for layer in (mlp.layers[0], mlp.layers[2]):
+        hidden = layer(hidden)
+        size = hidden.shape[1] // 2
+        hidden = hidden[:, :size].tanh() / (1 + (-hidden[:, size:]).exp())
+    torch.testing.assert_close(mlp(x), mlp.layers[4](hidden).movedim(-1, 0))
+    assert hidden.shape == (2, 5, 7)
+
+
 def test_many_rows_are_evaluated_in_parts():
     mlp, x = StackedMLP(2, 3, [4], 5), torch.randn(CACHED_ROWS + 7, 2, 3)
     with torch.no_grad():
