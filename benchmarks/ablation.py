@@ -29,7 +29,6 @@ LOSS, REWARD = (
     "discriminator.reward._target_=magail.discriminators.rewards",
 )
 NO_PENALTY = "discriminator.gradient_penalty=0"
-RELU = "generator.policy.activation=relu"  # SAC's own, not that of `AS_THEY_ARE`
 SLOWER = ["discriminator.steps=10", "discriminator.learning_rate=1e-3"]
 CHOICES: dict[str, dict[str, list[str]]] = {
     "prior": {
@@ -88,11 +87,11 @@ CHOICES: dict[str, dict[str, list[str]]] = {
         "TRPO": ["generator=trpo"],
         "MACK": ["generator=mack"],
         "MACK, steps of up to 0.01 nats": ["generator=mack", "generator.clip_kl=0.01"],
-        "SAC (discriminator-actor-critic)": ["algorithm=dac", RELU],
+        "SAC (discriminator-actor-critic)": ["algorithm=dac"],
     },
     "not adversarial": {
         "behavioural cloning": ["algorithm=bc"],
-        "SQIL": ["algorithm=sqil", RELU],
+        "SQIL": ["algorithm=sqil"],
         "IQ-Learn": ["algorithm=iq"],
         "DAgger (asks the expert)": ["algorithm=dagger"],
     },

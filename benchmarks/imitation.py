@@ -61,7 +61,7 @@ METHODS: dict[str, list[str]] = {
     ZERO_SUM: ["discriminator=zero_sum"],
     "PS-GAIL": ["discriminator.prior.share_parameters=true", "generator.policy.share_parameters=true"],
     "MA-AIRL": ["algorithm=airl"],
-    "IQ-Learn": ["algorithm=iq", "generator.policy.hidden_sizes=[128,128]", "generator.policy.activation=gated"],
+    "IQ-Learn": ["algorithm=iq", "generator.policy.hidden_sizes=[128,128]", "generator.policy.activation=auto"],
 }
 CLONES = {"BC, same views": "MAGAIL"}  # what begins from them
 EPISODES, FEW = 4000, 200  # of which FEW where a step takes a millisecond, not a microsecond

@@ -25,13 +25,12 @@ FRESH = 9_000_000  # first initial state of tables; recipes were chosen on those
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 AT_WORK: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)  # on a folder, which two threads may ask for
 EXPERTS = {"simple_tag": ["algorithm=rl", "env=simple_tag", "iterations=600", "evaluation.every=100"]}  # of ablation.md
-AS_THEY_ARE = [  # demonstrations seen as they are, and cloned into small tanh networks in fewer steps
+AS_THEY_ARE = [  # demonstrations seen as they are, and cloned into small networks in fewer steps
     "symmetries=false",
     "bc.steps=3000",
     "bc.learning_rate=1e-3",
     "bc.weight_decay=0.3",
     "generator.policy.hidden_sizes=[64,64]",
-    "generator.policy.activation=tanh",
 ]
 ON_REWARDS = ["generator.learning_rate=7e-4", "generator.final_learning_rate_fraction=0.1"]  # PPO's, not for cloning
 

@@ -11,7 +11,7 @@ what is such a view too, but what agents have settled among each other hangs on 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +67,7 @@ def what_is_shared(
     demonstrations: Demonstrations,
     views: Symmetries,
     conventions: Sequence[Symmetries],
-    policy: Policy,
+    new_policy: Callable[[], Policy],
     seed: int,
     **cloning: Any,
 ) -> bool | int:
@@ -79,7 +79,7 @@ def what_is_shared(
     overfits it least. A lone demonstration cannot be asked, and nothing then speaks against the last.
 
     Args:
-        policy: like what is to be cloned into; others of its architecture are.
+        new_policy: makes one like what is to be cloned into.
         seed: of the cross-validation.
         cloning: options of `BehavioralCloning`.
 
@@ -90,14 +90,15 @@ def what_is_shared(
     with torch.random.fork_rng():  # training does not depend on whether anybody asked
         torch.manual_seed(seed)  # nor does the answer on what was drawn before: a run that is taken up again must agree
         if conventions:
-            answers.append(likeliest(conventions, in_all_views(demonstrations, views), policy, **cloning))
+            answers.append(likeliest(conventions, in_all_views(demonstrations, views), new_policy, **cloning))
         if len(demonstrations) == 1:
             return answers[-1]
         folds = list(demonstrations.folds(min(FOLDS, len(demonstrations)), seed))
         losses = []
         for answer in answers:
             symmetries = shown(answer, views, conventions)
-            losses.append([_loss(in_all_views(some, *symmetries), others, policy, cloning) for some, others in folds])
+            images = [(in_all_views(some, *symmetries), others) for some, others in folds]
+            losses.append([_loss(some, others, new_policy, cloning) for some, others in images])
     return answers[last_within_standard_error(torch.tensor(losses))]
 
 
@@ -111,13 +112,18 @@ def last_within_standard_error(losses: Tensor) -> int:
     return int(tied.nonzero().max())
 
 
-def likeliest(conventions: Sequence[Symmetries], demonstrations: Demonstrations, policy: Policy, **cloning: Any) -> int:
+def likeliest(
+    conventions: Sequence[Symmetries],
+    demonstrations: Demonstrations,
+    new_policy: Callable[[], Policy],
+    **cloning: Any,
+) -> int:
     """The number of the convention that the demonstrator keeps to.
 
     It is the one by which a clone of the ``demonstrations`` finds their images likeliest. A team in which everybody has
     a landmark of its own is likely to do the same by other names if landmarks are renamed along with who owns them.
     """
-    clone = _trial(policy, demonstrations, None, cloning)
+    clone = _trial(demonstrations, None, new_policy, cloning)
     clone.fit(lambda step, info: None)
     losses = [
         held_out_info(clone.policy, in_all_views(demonstrations, convention))["bc/held_out_loss"]
@@ -126,14 +132,19 @@ def likeliest(conventions: Sequence[Symmetries], demonstrations: Demonstrations,
     return losses.index(min(losses))
 
 
-def _loss(some: Demonstrations, others: Demonstrations, policy: Policy, cloning: dict[str, Any]) -> float:
+def _loss(
+    some: Demonstrations, others: Demonstrations, new_policy: Callable[[], Policy], cloning: dict[str, Any]
+) -> float:
     losses: list[float] = []
-    _trial(policy, some, others, cloning).fit(lambda step, info: losses.append(info["bc/held_out_loss"]))
+    _trial(some, others, new_policy, cloning).fit(lambda step, info: losses.append(info["bc/held_out_loss"]))
     return min(losses)
 
 
 def _trial(
-    policy: Policy, some: Demonstrations, others: Demonstrations | None, cloning: dict[str, Any]
+    some: Demonstrations,
+    others: Demonstrations | None,
+    new_policy: Callable[[], Policy],
+    cloning: dict[str, Any],
 ) -> BehavioralCloning:
     steps = min(cloning["steps"] or TRIAL_STEPS, TRIAL_STEPS)
     pace = {
@@ -141,8 +152,7 @@ def _trial(
         "evaluate_every": max(steps // 8, 1),
         "learning_rate": TRIAL_RATE,
     }
-    clone = Policy(policy.groups, **policy.architecture).to(policy.fixed.device)
-    return BehavioralCloning(clone, some, others, **cloning | pace)
+    return BehavioralCloning(new_policy().to(some.device), some, others, **cloning | pace)
 
 
 class RandomViews(BatchedEnvWrapper):

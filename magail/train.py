@@ -14,12 +14,13 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from magail.config import build, check, one_clear_message
 from magail.demonstrations import Demonstrations
@@ -49,9 +50,11 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         closing(Evaluator(cfg)) as evaluator,
     ):
         demonstrations, held_out = get_demonstrations(cfg, evaluator.env, run_dir, device)
+        env, demonstrations, views = with_symmetries(cfg, env, demonstrations)
+        settle_activation(cfg)
         with device:
             generator = build(cfg.generator, groups=env.groups)
-        env, demonstrations, generator.averaged.views = with_symmetries(cfg, env, demonstrations, generator.policy)
+        generator.averaged.views = None if generator.policy.recurrent else views
         parts = {"groups": env.groups, "demonstrations": demonstrations, "held_out": held_out}
         with device:
             discriminator = build(cfg.discriminator, **parts)
@@ -111,9 +114,9 @@ def get_demonstrations(
 
 
 def with_symmetries(
-    cfg: DictConfig, env: BatchedEnv, demonstrations: Demonstrations | None, policy: Policy
+    cfg: DictConfig, env: BatchedEnv, demonstrations: Demonstrations | None
 ) -> tuple[BatchedEnv, Demonstrations | None, Symmetries | None]:
-    """Both from all views that ``cfg.symmetries`` says, and those over which the policy to keep is a mean.
+    """Both from all views that ``cfg.symmetries`` says, and these views.
 
     ``auto`` becomes, also in ``cfg`` (and so in the run's config.yaml), what the demonstrations say.
 
@@ -130,11 +133,21 @@ def with_symmetries(
         made = build(cfg.env.conventions, demonstrations=demonstrations.transitions)
         conventions = [convention.to(env.device) for convention in made]
     if demonstrations is not None and cfg.symmetries == "auto":
-        cfg.symmetries = what_is_shared(demonstrations, views, conventions, policy, cfg.seed, **cfg.bc)
+        architecture = dict(cfg.generator.policy)
+        if architecture["activation"] == "auto":
+            architecture["activation"] = "tanh"  # as good for asking, in half the time
+        new_policy = partial(Policy, env.groups, **architecture)
+        cfg.symmetries = what_is_shared(demonstrations, views, conventions, new_policy, cfg.seed, **cfg.bc)
     for symmetries in shown(cfg.symmetries, views, conventions):
         env = RandomViews(env, symmetries)
         demonstrations = demonstrations and in_all_views(demonstrations, symmetries)
-    return env, demonstrations, None if policy.recurrent else views
+    return env, demonstrations, views
+
+
+def settle_activation(cfg: DictConfig) -> None:
+    """An ``auto`` of the actors becomes, also in ``cfg``, gated where they learn from several views, tanh elsewhere."""
+    if OmegaConf.select(cfg, "generator.policy.activation") == "auto":
+        cfg.generator.policy.activation = "tanh" if cfg.symmetries is False else "gated"
 
 
 def with_resume(argv: list[str]) -> list[str]:

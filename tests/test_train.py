@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import stable_baselines3
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from magail.config import build
@@ -69,6 +70,19 @@ def test_the_main_job_leaves_all_that_was_promised(tmp_path):
     assert (folder / "config.yaml").exists()
     loaded = load_policy(folder, build(composed("env=simple_spread", *SPREAD).env.train).groups)
     assert loaded.architecture["hidden_sizes"] == [128, 128]
+
+
+@pytest.mark.parametrize(
+    ("symmetries", "asked", "taken"),
+    [("true", "auto", "gated"), ("false", "auto", "tanh"), ("true", "relu", "relu")],
+)
+def test_actors_are_gated_where_they_learn_from_several_views(symmetries, asked, taken, tmp_path):
+    activation = f"generator.policy.activation={asked}"
+    train(composed(*TINY, *SPREAD, f"symmetries={symmetries}", activation), tmp_path)
+    assert OmegaConf.load(tmp_path / "config.yaml").generator.policy.activation == taken
+    groups = build(composed("env=simple_spread", *SPREAD).env.train).groups
+    for name in ("bc.safetensors", "policy.safetensors"):
+        assert load_policy(tmp_path / name, groups).architecture["activation"] == taken
 
 
 def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path):
