@@ -97,8 +97,8 @@ def what_is_shared(
         losses = []
         for answer in answers:
             symmetries = shown(answer, views, conventions)
-            images = [(in_all_views(some, *symmetries), others) for some, others in folds]
-            losses.append([_loss(some, others, new_policy, cloning) for some, others in images])
+            images = ((in_all_views(some, *symmetries), others) for some, others in folds)  # of one fold at a time
+            losses.append([_loss(*split, new_policy, cloning) for split in images])
     return answers[last_within_standard_error(torch.tensor(losses))]
 
 

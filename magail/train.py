@@ -134,8 +134,8 @@ def with_symmetries(
         conventions = [convention.to(env.device) for convention in made]
     if demonstrations is not None and cfg.symmetries == "auto":
         architecture = dict(cfg.generator.policy)
-        if architecture["activation"] == "auto":
-            architecture["activation"] = "tanh"  # as good for asking, in half the time
+        if architecture.get("activation") == "auto":
+            architecture["activation"] = "tanh"  # asking these takes half the time
         new_policy = partial(Policy, env.groups, **architecture)
         cfg.symmetries = what_is_shared(demonstrations, views, conventions, new_policy, cfg.seed, **cfg.bc)
     for symmetries in shown(cfg.symmetries, views, conventions):
