@@ -27,6 +27,8 @@ FOLDS = 5  # of the cross-validation that asks demonstrations
 TRIAL_STEPS = 800  # of cloning at most, enough to tell two clones apart
 TRIAL_RATE = 4e-3  # at the learning rate of cloning itself clones of many images would not get far enough in those
 
+Trial = Callable[[Demonstrations, Demonstrations | None], BehavioralCloning]  # of some demonstrations, watching others
+
 
 def in_all_views(demonstrations: Demonstrations, *symmetries: Symmetries) -> Demonstrations:
     """The N demonstrations, then their images from the other views: G N in all. No reset seed begins like an image.
@@ -86,19 +88,19 @@ def what_is_shared(
     Returns:
         False (nothing), True (the views) or the number of the convention (it and the views).
     """
+    trial = functools.partial(_trial, new_policy, cloning)
     answers: list[bool | int] = [False, True]
     with torch.random.fork_rng():  # training does not depend on whether anybody asked
         torch.manual_seed(seed)  # nor does the answer on what was drawn before: a run that is taken up again must agree
         if conventions:
-            answers.append(likeliest(conventions, in_all_views(demonstrations, views), new_policy, **cloning))
+            answers.append(likeliest(conventions, in_all_views(demonstrations, views), trial))
         if len(demonstrations) == 1:
             return answers[-1]
         folds = list(demonstrations.folds(min(FOLDS, len(demonstrations)), seed))
         losses = []
         for answer in answers:
             symmetries = shown(answer, views, conventions)
-            images = ((in_all_views(some, *symmetries), others) for some, others in folds)  # of one fold at a time
-            losses.append([_loss(*split, new_policy, cloning) for split in images])
+            losses.append([_loss(in_all_views(some, *symmetries), others, trial) for some, others in folds])
     return answers[last_within_standard_error(torch.tensor(losses))]
 
 
@@ -112,18 +114,13 @@ def last_within_standard_error(losses: Tensor) -> int:
     return int(tied.nonzero().max())
 
 
-def likeliest(
-    conventions: Sequence[Symmetries],
-    demonstrations: Demonstrations,
-    new_policy: Callable[[], Policy],
-    **cloning: Any,
-) -> int:
+def likeliest(conventions: Sequence[Symmetries], demonstrations: Demonstrations, trial: Trial) -> int:
     """The number of the convention that the demonstrator keeps to.
 
     It is the one by which a clone of the ``demonstrations`` finds their images likeliest. A team in which everybody has
     a landmark of its own is likely to do the same by other names if landmarks are renamed along with who owns them.
     """
-    clone = _trial(demonstrations, None, new_policy, cloning)
+    clone = trial(demonstrations, None)
     clone.fit(lambda step, info: None)
     losses = [
         held_out_info(clone.policy, in_all_views(demonstrations, convention))["bc/held_out_loss"]
@@ -132,19 +129,17 @@ def likeliest(
     return losses.index(min(losses))
 
 
-def _loss(
-    some: Demonstrations, others: Demonstrations, new_policy: Callable[[], Policy], cloning: dict[str, Any]
-) -> float:
+def _loss(some: Demonstrations, others: Demonstrations, trial: Trial) -> float:
     losses: list[float] = []
-    _trial(some, others, new_policy, cloning).fit(lambda step, info: losses.append(info["bc/held_out_loss"]))
+    trial(some, others).fit(lambda step, info: losses.append(info["bc/held_out_loss"]))
     return min(losses)
 
 
 def _trial(
-    some: Demonstrations,
-    others: Demonstrations | None,
     new_policy: Callable[[], Policy],
     cloning: dict[str, Any],
+    some: Demonstrations,
+    others: Demonstrations | None,
 ) -> BehavioralCloning:
     steps = min(cloning["steps"] or TRIAL_STEPS, TRIAL_STEPS)
     pace = {

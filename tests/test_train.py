@@ -74,7 +74,7 @@ def test_the_main_job_leaves_all_that_was_promised(tmp_path):
 
 @pytest.mark.parametrize(
     ("symmetries", "asked", "taken"),
-    [("true", "auto", "gated"), ("false", "auto", "tanh"), ("true", "relu", "relu")],
+    [("true", "auto", "gated"), ("0", "auto", "gated"), ("false", "auto", "tanh"), ("true", "relu", "relu")],
 )
 def test_actors_are_gated_where_they_learn_from_several_views(symmetries, asked, taken, tmp_path):
     activation = f"generator.policy.activation={asked}"
