@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50, help="demonstrations")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--responses", type=int, default=1, help="of the seeds, how many are responded to; 0: none")
-    parser.add_argument("--jobs", type=int, default=1, help="best responses trained at the same time")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time, each on one core")
     parser.add_argument("--runs", type=Path, default=Path("outputs/imitation"), help="where run folders lie")
     parser.add_argument("--output", type=Path, required=True, help="Markdown file to write, .csv beside it")
     arguments = parser.parse_args()
@@ -166,16 +166,18 @@ def main() -> None:
             expert = cfg.expert if isinstance(cfg.expert, str) else tuple(cfg.expert)
             with closing(build(cfg.batched, num_envs=COPIES)) as env:
                 arena = Arena(task, env, expert, arguments.count, runs, store)
-                page += [f"## {task}", *(cross_play(arena, side, players, seeds) for side in SIDES[task])]
-                responses = {
-                    side: {
-                        name: [pool.submit(arena.mean_return, side, RESPONSE, name, seed) for seed in responded]
-                        for name in (EXPERT, *methods)
-                    }
-                    for side in SIDES[task]
-                    if responded
+                sides, answered = SIDES[task], (EXPERT, *methods)
+                for met in [pool.submit(arena.mean_return, sides[0], x, EXPERT, s) for x in methods for s in seeds]:
+                    met.result()
+                page += [f"## {task}", *(cross_play(arena, side, players, seeds) for side in sides)]
+                responses = {  # to the experts first: all others go on from these
+                    (side, name): [pool.submit(arena.mean_return, side, RESPONSE, name, seed) for seed in responded]
+                    for name in answered
+                    for side in sides
                 }
-                page += [exploitation(arena, side, responded, asked) for side, asked in responses.items()]
+                if responded:
+                    by_side = {side: {name: responses[side, name] for name in answered} for side in sides}
+                    page += [exploitation(arena, side, responded, found) for side, found in by_side.items()]
             arguments.output.write_text("\n\n".join(page) + "\n")
 
 
