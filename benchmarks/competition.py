@@ -22,8 +22,8 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,13 +128,11 @@ def cross_play(arena: Arena, side: Side, players: Sequence[str], seeds: Sequence
     return table([f"{' and '.join(side)}, against", *players, "score against the expert"], rows)
 
 
-def exploitation(
-    arena: Arena, side: Side, seeds: Sequence[int], responses: Mapping[str, Sequence[Future[float]]]
-) -> str:
+def exploitation(arena: Arena, side: Side, answered: Sequence[str], seeds: Sequence[int]) -> str:
     """What the opponents ``side`` of everybody get: the expert, and each policy's best response, also as a score."""
     rows = []
-    for name, futures in responses.items():
-        best = [future.result() for future in futures]
+    for name in answered:
+        best = [arena.mean_return(side, RESPONSE, name, seed) for seed in seeds]
         expert = [arena.mean_return(side, EXPERT, name, seed) for seed in seeds]
         scores = [over_seeds([arena.score(side, x) for x in returned]) for returned in (expert, best)]
         rows.append([name, over_seeds(expert, digits=2), over_seeds(best, digits=2), *scores])
@@ -167,17 +165,15 @@ def main() -> None:
             with closing(build(cfg.batched, num_envs=COPIES)) as env:
                 arena = Arena(task, env, expert, arguments.count, runs, store)
                 sides, answered = SIDES[task], (EXPERT, *methods)
-                for met in [pool.submit(arena.mean_return, sides[0], x, EXPERT, s) for x in methods for s in seeds]:
-                    met.result()
+                # all who are trained, several at a time, so that the tables find their rows; responses to the experts
+                # before those that go on from them
+                met = [(sides[0], method, EXPERT, seed) for method in methods for seed in seeds]
+                met += [(side, RESPONSE, name, seed) for name in answered for side in sides for seed in responded]
+                for future in [pool.submit(arena.mean_return, *who) for who in met]:
+                    future.result()
                 page += [f"## {task}", *(cross_play(arena, side, players, seeds) for side in sides)]
-                responses = {  # to the experts first: all others go on from these
-                    (side, name): [pool.submit(arena.mean_return, side, RESPONSE, name, seed) for seed in responded]
-                    for name in answered
-                    for side in sides
-                }
                 if responded:
-                    by_side = {side: {name: responses[side, name] for name in answered} for side in sides}
-                    page += [exploitation(arena, side, responded, found) for side, found in by_side.items()]
+                    page += [exploitation(arena, side, answered, responded) for side in sides]
             arguments.output.write_text("\n\n".join(page) + "\n")
 
 

@@ -1,7 +1,5 @@
 """The competition benchmark: who is trained for a mean return, what is kept of it, and what the tables make of it."""
 
-from concurrent.futures import Future
-
 import numpy as np
 import pytest
 
@@ -87,8 +85,6 @@ def test_tables_hold_returns_and_scores(trainings, tmp_path):
     assert "| expert | 10.00 | 10.00 (10.00 to 10.00) | 1 |" in table
     assert "| MAGAIL | 9.00 (9.00 to 9.00) | 9.00 (9.00 to 9.00) | 0.950 (0.950 to 0.950) |" in table
     assert "| random | -10.00 | - | 0 |" in table
-    response = Future()
-    response.set_result(12.0)
-    table = competition.exploitation(arena, SIDE, [0], {"MAGAIL": [response]})
+    table = competition.exploitation(arena, SIDE, ["MAGAIL"], [0])
     assert "| MAGAIL | 10.00 | 12.00 | 1.000 | 1.100 |" in table
     assert len(table.splitlines()) == 3
