@@ -43,6 +43,10 @@ from magail.types import BatchedEnv
 EPISODES, MANY = 2000, 16_000  # MANY where a score is made of it
 COPIES = 500
 ITERATIONS, FURTHER = 2000, 400  # of a best response to the expert, and from there of one to an imitator
+NOTE = (
+    f"Cells where the expert or a best response plays are means of {MANY:,} episodes, others of the first {EPISODES:,} "
+    "of these, which is a difference of its own."
+)
 KEYS = ("task", "demonstrations", "side", "player", "opponent", "seed")
 EXPERT, RANDOM, RESPONSE = "expert", "random", "best response"
 RECIPES = {"simple_tag": "expert_simple_tag", "simple_world_comm": "expert_simple_world_comm"}  # others share one
@@ -155,7 +159,7 @@ def main() -> None:
     runs, methods, seeds = arguments.runs.resolve(), arguments.methods, arguments.seeds
     responded = seeds[: arguments.responses]
     command = shlex.join(["python", "-m", "benchmarks.competition", *sys.argv[1:]])
-    page = ["# Competitive tasks", f"```\n{command}\n```", machine() + "."]
+    page = ["# Competitive tasks", f"```\n{command}\n```", machine() + ".", NOTE]
     store = Store(arguments.output.with_suffix(".csv"), KEYS, ("return",))
     players = [EXPERT, *(clone for clone, method in CLONES.items() if method in methods), *methods]
     with ThreadPoolExecutor(arguments.jobs) as pool:
