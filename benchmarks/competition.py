@@ -6,11 +6,10 @@
 trains every method of `benchmarks.imitation` that is asked for on ``--count`` demonstrations of the shipped expert;
 what MAGAIL begins from plays too. In the cross-play everybody plays one side against everybody on the other, from
 initial states that neither training nor the choice of the recipe saw; a cell is the mean return of an agent of the side
-over 2,000 episodes, 16,000 where the expert or a response plays, and over the seeds. The score is 0 for random play and
-1 for the expert, both against the expert. Then a best response to the expert is trained on each side, by the command
-that the expert was trained by (of simple_world_comm's several the first) for 2,000 iterations, and each imitator is
-answered by it after 400 more against that imitator: what the first gets against the expert is the measure of what these
-get against the others.
+over episodes (`NOTE`) and seeds. The score is 0 for random play and 1 for the expert, both against the expert. Then a
+best response to the expert is trained on each side, by the command that the expert was trained by (of
+simple_world_comm's several the first) for 2,000 iterations, and each imitator is answered by it after 400 more against
+that imitator: what the first gets against the expert is the measure of what these get against the others.
 
 A mean return is a row of the .csv file beside the page, and the policies of a row that is there are not trained again:
 the command takes up where it was stopped, on another machine too. Delete rows to make them anew.
@@ -45,7 +44,7 @@ COPIES = 500
 ITERATIONS, FURTHER = 2000, 400  # of a best response to the expert, and from there of one to an imitator
 NOTE = (
     f"Cells where the expert or a best response plays are means of {MANY:,} episodes, others of the first {EPISODES:,} "
-    "of these, which is a difference of its own."
+    "of these: the two differ by that too."
 )
 KEYS = ("task", "demonstrations", "side", "player", "opponent", "seed")
 EXPERT, RANDOM, RESPONSE = "expert", "random", "best response"
