@@ -7,9 +7,10 @@ trains every method of `benchmarks.imitation` that is asked for on ``--count`` d
 what MAGAIL begins from plays too. In the cross-play everybody plays one side against everybody on the other, from
 initial states that neither training nor the choice of the recipe saw; a cell is the mean return of an agent of the side
 over episodes (`NOTE`) and seeds. The score is 0 for random play and 1 for the expert, both against the expert. Then a
-best response to the expert is trained on each side, by the command that the expert was trained by (of
-simple_world_comm's several the first) for 2,000 iterations, and each imitator is answered by it after 400 more against
-that imitator: what the first gets against the expert is the measure of what these get against the others.
+newcomer is trained on each side against the expert, by the command that the expert was trained by (of
+simple_world_comm's several the first) for 2,000 iterations. Whichever of newcomer and expert gets more against the
+expert goes on for 400 against everybody, which is everybody's best response: what it gets against the expert is the
+measure of what it gets against the others.
 
 A mean return is a row of the .csv file beside the page, and the policies of a row that is there are not trained again:
 the command takes up where it was stopped, on another machine too. Delete rows to make them anew.
@@ -41,13 +42,13 @@ from magail.types import BatchedEnv
 
 EPISODES, MANY = 2000, 16_000  # MANY where a score is made of it
 COPIES = 500
-ITERATIONS, FURTHER = 2000, 400  # of a best response to the expert, and from there of one to an imitator
+ITERATIONS, FURTHER = 2000, 400  # of a newcomer, and from it or the expert on of a best response
 NOTE = (
     f"Cells where the expert or a best response plays are means of {MANY:,} episodes, others of the first {EPISODES:,} "
     "of these: the two differ by that too."
 )
 KEYS = ("task", "demonstrations", "side", "player", "opponent", "seed")
-EXPERT, RANDOM, RESPONSE = "expert", "random", "best response"
+EXPERT, RANDOM, NEWCOMER, RESPONSE = "expert", "random", "newcomer", "best response"
 RECIPES = {"simple_tag": "expert_simple_tag", "simple_world_comm": "expert_simple_world_comm"}  # others share one
 
 
@@ -83,6 +84,8 @@ class Arena:
     def _player(self, side: Side, name: str, opponent: str, seed: int) -> Source | None:
         if name == RANDOM:
             return None
+        if name == NEWCOMER:
+            return self._newcomer(side, seed)
         return self._best_response(side, opponent, seed) if name == RESPONSE else self._source(name, seed)
 
     def _source(self, name: str, seed: int) -> Source:
@@ -91,18 +94,24 @@ class Arena:
         folder = needed(run(self.task, CLONES.get(name, name), self.count, seed, self.runs))
         return str(folder / "bc.safetensors" if name in CLONES else folder)
 
+    def _newcomer(self, side: Side, seed: int) -> str:
+        return self._taught(NEWCOMER, side, EXPERT, seed, [f"iterations={ITERATIONS}"])
+
     def _best_response(self, side: Side, opponent: str, seed: int) -> str:
+        newcomer, expert = (self.mean_return(side, player, EXPERT, seed) for player in (NEWCOMER, EXPERT))
+        first = self._newcomer(side, seed) if newcomer > expert else self.expert
+        words = [f"iterations={FURTHER}", f"initial_policy={played_by(first, side)}"]
+        return self._taught(RESPONSE, side, opponent, seed, words)
+
+    def _taught(self, name: str, side: Side, opponent: str, seed: int, words: Sequence[str]) -> str:
+        """The run in which the ``side`` learns from what it gets against the opponent."""
         others = [group for other in SIDES[self.task] if other != side for group in other]
-        words = [f"experiment={RECIPES.get(self.task, 'expert_particle')}", f"env={self.task}", f"seed={7 + seed}"]
-        words += [f"opponents={played_by(self._source(opponent, seed), others)}"]
-        folder = self.runs / self.task / as_folder(RESPONSE) / "_".join(side) / as_folder(opponent)
-        if opponent == EXPERT:
-            words += [f"iterations={ITERATIONS}"]
-        else:
-            words += [f"iterations={FURTHER}"]
-            words += [f"initial_policy={played_by(self._best_response(side, EXPERT, seed), side)}"]
+        alike = [f"experiment={RECIPES.get(self.task, 'expert_particle')}", f"env={self.task}", f"seed={7 + seed}"]
+        alike += [f"opponents={played_by(self._source(opponent, seed), others)}"]
+        folder = self.runs / self.task / as_folder(name) / "_".join(side) / as_folder(opponent)
+        if opponent != EXPERT:
             folder /= str(self.count)
-        return str(needed(trained(words, folder / str(seed), BRIEF)))
+        return str(needed(trained([*alike, *words], folder / str(seed), BRIEF)))
 
 
 def played_by(policy: Source, groups: Sequence[str]) -> str:
@@ -168,9 +177,9 @@ def main() -> None:
             with closing(build(cfg.batched, num_envs=COPIES)) as env:
                 arena = Arena(task, env, expert, arguments.count, runs, store)
                 sides, answered = SIDES[task], (EXPERT, *methods)
-                # all who are trained, several at a time, so that the tables find their rows; responses to the experts
-                # before those that go on from them
+                # all who are trained, several at a time, so that the tables find their rows
                 met = [(sides[0], method, EXPERT, seed) for method in methods for seed in seeds]
+                met += [(side, NEWCOMER, EXPERT, seed) for side in sides for seed in responded]
                 met += [(side, RESPONSE, name, seed) for name in answered for side in sides for seed in responded]
                 for future in [pool.submit(arena.mean_return, *who) for who in met]:
                     future.result()

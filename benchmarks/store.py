@@ -40,7 +40,8 @@ class Store:
             if made is None:
                 return None
             with self._lock:  # Hydra composes one configuration at a time
-                self._add(known, key | measure(made))
+                if known not in self.rows:  # another thread may have been at the same
+                    self._add(known, key | measure(made))
         return self.rows[known]
 
     def _key(self, row: Row) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import competition
-from benchmarks.competition import EXPERT, KEYS, RANDOM, RESPONSE, Arena
+from benchmarks.competition import EXPERT, KEYS, NEWCOMER, RANDOM, RESPONSE, Arena
 from benchmarks.store import Store
 
 SIDE = ("eve",)
@@ -47,27 +47,29 @@ def test_rows_that_are_there_train_nobody(trainings, tmp_path):
     assert trainings == [("MAGAIL", 1)]
 
 
-def test_a_best_response_is_trained_against_all_groups_of_the_other_side_and_goes_on_from_that_to_the_expert(
-    trainings, tmp_path
+@pytest.mark.parametrize("newcomer_gets", [11.0, 8.0])
+def test_a_best_response_goes_on_from_the_stronger_of_newcomer_and_expert(
+    newcomer_gets, trainings, tmp_path, monkeypatch
 ):
     arena = arena_in(tmp_path)
-    assert arena.mean_return(SIDE, RESPONSE, "BC, same views", 2) == 12.0
+    newcomer = str(tmp_path / "simple_crypto" / "newcomer" / "eve" / "expert" / "2")
     clone = tmp_path / "MAGAIL" / "2" / "bc.safetensors"
-    first = tmp_path / "simple_crypto" / "best_response" / "eve" / "expert" / "2"
-    asked, to_expert, to_clone = trainings[0], *[words for words in trainings if isinstance(words, set)]
+    monkeypatch.setitem(GOOD, newcomer, newcomer_gets)
+    assert arena.mean_return(SIDE, RESPONSE, "BC, same views", 2) == 12.0
+    stronger = newcomer if newcomer_gets > GOOD["the expert"] else "the expert"
     alike = {"experiment=expert_particle", "seed=9"}
-    assert asked == ("MAGAIL", 2)
-    assert to_expert == alike | {'opponents={alice: "the expert", bob: "the expert"}', "iterations=2000"}
-    assert to_clone == alike | {
+    taught = [words for words in trainings if isinstance(words, set)]
+    assert taught[0] == alike | {'opponents={alice: "the expert", bob: "the expert"}', "iterations=2000"}
+    assert taught[-1] == alike | {
         f'opponents={{alice: "{clone}", bob: "{clone}"}}',
-        f'initial_policy={{eve: "{first}"}}',
+        f'initial_policy={{eve: "{stronger}"}}',
         "iterations=400",
     }
 
 
 def test_a_population_is_an_opponent_too(trainings, tmp_path):
     arena = Arena("simple_tag", None, ("a", "b"), 5, tmp_path, Store(tmp_path / "page.csv", KEYS, ("return",)))
-    arena.mean_return(("agent",), RESPONSE, EXPERT, 0)
+    arena.mean_return(("agent",), NEWCOMER, EXPERT, 0)
     assert trainings == [
         {"experiment=expert_simple_tag", 'opponents={adversary: ["a", "b"]}', "iterations=2000", "seed=7"}
     ]
