@@ -27,7 +27,7 @@ FOLDS = 5  # of the cross-validation that asks demonstrations
 TRIAL_STEPS = 800  # of cloning at most, enough to tell two clones apart
 TRIAL_RATE = 4e-3  # at the learning rate of cloning itself clones of many images would not get far enough in those
 
-Trial = Callable[[Demonstrations, Demonstrations | None], BehavioralCloning]  # of some demonstrations, watching others
+Trial = Callable[[Demonstrations], Policy]  # a short clone
 
 
 def in_all_views(demonstrations: Demonstrations, *symmetries: Symmetries) -> Demonstrations:
@@ -76,9 +76,10 @@ def what_is_shared(
     """What the demonstrator treats as if it were one, as far as that helps.
 
     Clones of demonstrations as they are, in all ``views``, and in those times the likeliest of the ``conventions``
-    predict other demonstrations: by their mean likelihood in a cross-validation, each clone's where it is best. Of
-    answers within a standard error of the best (paired by folds) the one with most images is taken: long cloning
-    overfits it least. A lone demonstration cannot be asked, and nothing then speaks against the last.
+    predict other demonstrations: by their mean likelihood in a cross-validation, at the end of cloning. What a clone
+    was at its best says less: nobody stops there, and the fewer the images, the sooner it is passed. Of answers within
+    a standard error of the best (paired by folds) the one with most images is taken, which longer cloning overfits
+    least. A lone demonstration cannot be asked, and nothing then speaks against the last.
 
     Args:
         new_policy: makes one like what is to be cloned into.
@@ -100,7 +101,8 @@ def what_is_shared(
         losses = []
         for answer in answers:
             symmetries = shown(answer, views, conventions)
-            losses.append([_loss(in_all_views(some, *symmetries), others, trial) for some, others in folds])
+            clones = [(trial(in_all_views(some, *symmetries)), others) for some, others in folds]
+            losses.append([_loss(clone, others) for clone, others in clones])
     return answers[last_within_standard_error(torch.tensor(losses))]
 
 
@@ -120,34 +122,21 @@ def likeliest(conventions: Sequence[Symmetries], demonstrations: Demonstrations,
     It is the one by which a clone of the ``demonstrations`` finds their images likeliest. A team in which everybody has
     a landmark of its own is likely to do the same by other names if landmarks are renamed along with who owns them.
     """
-    clone = trial(demonstrations, None)
-    clone.fit(lambda step, info: None)
-    losses = [
-        held_out_info(clone.policy, in_all_views(demonstrations, convention))["bc/held_out_loss"]
-        for convention in conventions
-    ]
+    clone = trial(demonstrations)
+    losses = [_loss(clone, in_all_views(demonstrations, convention)) for convention in conventions]
     return losses.index(min(losses))
 
 
-def _loss(some: Demonstrations, others: Demonstrations, trial: Trial) -> float:
-    losses: list[float] = []
-    trial(some, others).fit(lambda step, info: losses.append(info["bc/held_out_loss"]))
-    return min(losses)
+def _loss(clone: Policy, others: Demonstrations) -> float:
+    return held_out_info(clone, others)["bc/held_out_loss"]
 
 
-def _trial(
-    new_policy: Callable[[], Policy],
-    cloning: dict[str, Any],
-    some: Demonstrations,
-    others: Demonstrations | None,
-) -> BehavioralCloning:
+def _trial(new_policy: Callable[[], Policy], cloning: dict[str, Any], demonstrations: Demonstrations) -> Policy:
     steps = min(cloning["steps"] or TRIAL_STEPS, TRIAL_STEPS)
-    pace = {
-        "steps": steps,
-        "evaluate_every": max(steps // 8, 1),
-        "learning_rate": TRIAL_RATE,
-    }
-    return BehavioralCloning(new_policy().to(some.device), some, others, **cloning | pace)
+    policy = new_policy().to(demonstrations.device)
+    pace = {"steps": steps, "evaluate_every": steps, "learning_rate": TRIAL_RATE}
+    BehavioralCloning(policy, demonstrations, None, **cloning | pace).fit(lambda step, info: None)
+    return policy
 
 
 class RandomViews(BatchedEnvWrapper):

@@ -156,6 +156,24 @@ def test_demonstrations_tell_whether_their_expert_shares_the_views(demonstrator,
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class Wavering:
+    """Goes right in half of all cases, else anywhere."""
+
+    def act(self, obs, generator=None):
+        right, log_prob = Eastward().act(obs)
+        anywhere = torch.randint(5, right["agent"].shape, generator=generator)
+        wavers = torch.rand(right["agent"].shape, generator=generator) < 0.6
+        return {"agent": torch.where(wavers, anywhere, right["agent"])}, log_prob
+
+
+@pytest.mark.parametrize(("number", "shared"), [(20, True), (50, False)], ids=["few", "many"])
+def test_what_cloning_comes_to_is_asked_not_what_it_passes_on_the_way(number, shared):
+    """At its best a clone of few, too, does better without views that are not shared; at the end it has overfitted."""
+    options = CLONING | {"steps": 800, "evaluate_every": 50}
+    new_policy = partial(Policy, simple(1).groups)
+    assert what_is_shared(recorded(Wavering(), number), SYMMETRIES, [], new_policy, seed=0, **options) is shared
+
+
 def test_a_lone_demonstration_is_taken_in_all_views():
     options = CLONING | {"evaluate_every": 50}
     new_policy = partial(Policy, simple(1).groups)
