@@ -101,8 +101,7 @@ def what_is_shared(
         losses = []
         for answer in answers:
             symmetries = shown(answer, views, conventions)
-            clones = [(trial(in_all_views(some, *symmetries)), others) for some, others in folds]
-            losses.append([_loss(clone, others) for clone, others in clones])
+            losses.append([_loss(trial(in_all_views(some, *symmetries)), others) for some, others in folds])
     return answers[last_within_standard_error(torch.tensor(losses))]
 
 
