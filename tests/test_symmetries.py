@@ -150,9 +150,8 @@ def test_it_goes_on_bit_for_bit_where_its_state_was_taken():
 def test_demonstrations_tell_whether_their_expert_shares_the_views(demonstrator, shared):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    options = CLONING | {"evaluate_every": 50}
     new_policy = partial(Policy, simple(1).groups)
-    assert what_is_shared(recorded(demonstrator, 5), SYMMETRIES, [], new_policy, seed=0, **options) is shared
+    assert what_is_shared(recorded(demonstrator, 5), SYMMETRIES, [], new_policy, seed=0, **CLONING) is shared
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -169,15 +168,14 @@ class Wavering:
 @pytest.mark.parametrize(("number", "shared"), [(20, True), (50, False)], ids=["few", "many"])
 def test_what_cloning_comes_to_is_asked_not_what_it_passes_on_the_way(number, shared):
     """At its best a clone of few, too, does better without views that are not shared; at the end it has overfitted."""
-    options = CLONING | {"steps": 800, "evaluate_every": 50}
+    options = CLONING | {"steps": 800}
     new_policy = partial(Policy, simple(1).groups)
     assert what_is_shared(recorded(Wavering(), number), SYMMETRIES, [], new_policy, seed=0, **options) is shared
 
 
 def test_a_lone_demonstration_is_taken_in_all_views():
-    options = CLONING | {"evaluate_every": 50}
     new_policy = partial(Policy, simple(1).groups)
-    assert what_is_shared(recorded(Eastward(), 1), SYMMETRIES, [], new_policy, seed=0, **options) is True
+    assert what_is_shared(recorded(Eastward(), 1), SYMMETRIES, [], new_policy, seed=0, **CLONING) is True
 
 
 @pytest.mark.parametrize(
@@ -220,7 +218,7 @@ def test_demonstrations_tell_what_their_expert_has_settled(of_agent, number):
     possible = landmarks_of_agents(spread(64), demonstrations.transitions)
     views = mirror_images_and_turns(spread(64))
     new_policy = partial(Policy, env.groups)
-    found = what_is_shared(demonstrations, views, possible, new_policy, 0, **CLONING, evaluate_every=50)
+    found = what_is_shared(demonstrations, views, possible, new_policy, 0, **CLONING)
     assert list(itertools.permutations(range(3)))[found] == of_agent
 
 
