@@ -29,7 +29,7 @@ class DemonstrationsConfig:
 
 @dataclass
 class CloningConfig:
-    steps: int
+    steps: Any  # an integer, or auto
     batch_size: int
     learning_rate: Any  # a number, or auto
     weight_decay: Any  # a number, or auto
@@ -92,7 +92,6 @@ AT_LEAST_0 = (
     "seed",
     "iterations",
     "demonstrations.count",
-    "bc.steps",
     "bc.coefficient",
     "evaluation.seed",
     "evaluation.video_episodes",
@@ -125,6 +124,7 @@ def check(cfg: DictConfig) -> None:
     numbers = {key: select(key) for key in AT_LEAST_0 + AT_LEAST_1}
     check_range({key: numbers[key] for key in AT_LEAST_0}, 0)
     check_range({key: numbers[key] for key in AT_LEAST_1}, 1)
+    check_auto_or_range({"bc.steps": cfg.bc.steps}, 0, int)
     check_auto_or_range({f"bc.{key}": cfg.bc[key] for key in ("learning_rate", "weight_decay")}, 0)
     if cfg.threads is not None:
         check_range({"threads": cfg.threads}, 1)

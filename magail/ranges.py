@@ -14,8 +14,12 @@ def check_range(values: Mapping[str, float], low: float, high: float = math.inf)
             raise ValueError(f"{name}={value} must be {bounds}")
 
 
-def check_auto_or_range(values: Mapping[str, object], low: float) -> None:
-    """Raise `ValueError` for the first of the named values that is neither ``auto`` nor a number from ``low`` on."""
+def check_auto_or_range(values: Mapping[str, object], low: float, kind: type[float] = float) -> None:
+    """Raise `ValueError` for the first of the named values that is neither ``auto`` nor a number from ``low`` on.
+
+    With a ``kind`` of `int` only integers are numbers.
+    """
     for name, value in values.items():
-        if value != "auto" and not (isinstance(value, (int, float)) and low <= value):
-            raise ValueError(f"{name}={value} must be auto or a number of at least {low:g}")
+        if value != "auto" and not (isinstance(value, (int, kind)) and low <= value):
+            number = "an integer" if kind is int else "a number"
+            raise ValueError(f"{name}={value} must be auto or {number} of at least {low:g}")

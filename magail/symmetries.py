@@ -131,7 +131,7 @@ def _loss(clone: Policy, others: Demonstrations) -> float:
 
 
 def _trial(new_policy: Callable[[], Policy], cloning: dict[str, Any], demonstrations: Demonstrations) -> Policy:
-    steps = min(cloning["steps"] or TRIAL_STEPS, TRIAL_STEPS)
+    steps = TRIAL_STEPS if cloning["steps"] in ("auto", 0) else min(cloning["steps"], TRIAL_STEPS)
     policy = new_policy().to(demonstrations.device)
     pace = {"steps": steps, "evaluate_every": steps, "learning_rate": TRIAL_RATE}
     BehavioralCloning(policy, demonstrations, None, **cloning | pace).fit(lambda step, info: None)

@@ -151,6 +151,8 @@ def test_every_experiment_passes_the_check(experiment):
             ["symmetries=true", "env=cartpole"],
             "symmetries=True, but env.symmetries of cartpole names none: leave symmetries=auto",
         ),
+        (["bc.steps=-1"], "bc.steps=-1 must be auto or an integer of at least 0"),
+        (["bc.steps=2.5"], "bc.steps=2.5 must be auto or an integer of at least 0"),
         (["bc.weight_decay=-1"], "bc.weight_decay=-1 must be auto or a number of at least 0"),
         (["bc.weight_decay=some"], "bc.weight_decay=some must be auto or a number of at least 0"),
         (["bc.learning_rate=-1"], "bc.learning_rate=-1 must be auto or a number of at least 0"),

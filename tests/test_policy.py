@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from magail import checkpoint
 from magail.config import build
 from magail.demonstrations import Demonstrations
-from magail.generators.bc import BehavioralCloning, auto_learning_rate
+from magail.generators.bc import BehavioralCloning, auto_pace
 from magail.networks import BoundsNormalizer, RunningNormalizer
 from magail.policy import MostLikely, Policy, RandomPolicy, load_policy
 from tests.learning.test_imitation import demonstrations_of, fresh_return
@@ -178,9 +178,12 @@ def test_the_prior_counts_less_the_more_there_is_to_clone():
             decay(shown[0], wrong)
 
 
-@pytest.mark.parametrize(("steps", "rate"), [(125, 1e-3), (6000, 1e-3), (24000, 2e-3), (54000, 3e-3), (240000, 3e-3)])
-def test_cloning_goes_farther_the_more_there_is_to_clone(steps, rate):
-    assert auto_learning_rate(steps) == pytest.approx(rate)
+@pytest.mark.parametrize(
+    ("number", "steps", "rate"),
+    [(125, 10_000, 1e-3), (24_000, 10_000, 2e-3), (54_000, 10_000, 3e-3), (216_000, 20_000, 3e-3)],
+)
+def test_cloning_goes_farther_the_more_there_is_to_clone(number, steps, rate):
+    assert auto_pace(number) == pytest.approx((steps, rate))
 
 
 @pytest.mark.parametrize("box", ["clipped", "squashed", "beta"])

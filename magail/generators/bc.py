@@ -13,6 +13,7 @@ from magail.ranges import check_auto_or_range
 
 PRIOR = 300.0  # what "auto" weight decay divides by the steps there are to clone
 SLOWEST, FASTEST, FEW = 1e-3, 3e-3, 6000  # between which "auto" learning rates lie, and where the slowest ends
+FEWEST = 10_000  # "auto" gradient steps; more are taken only where the rate is the fastest
 
 
 class BehavioralCloning:
@@ -20,12 +21,12 @@ class BehavioralCloning:
 
     Weight decay, not early stopping, holds it back from overfitting: a single held-out episode of five stopped it far
     too early, and cost a fifth of the data. ``auto`` is 300 over the steps there are to clone, as the prior of a
-    Bayesian counts less the more data there are. The more there is to clone the farther cloning may go, too: an
-    ``auto`` learning rate grows with the square root of those steps. ``held_out`` demonstrations (None: there are none)
-    are watched only.
+    Bayesian counts less the more data there are. The more there is to clone the farther cloning may go, too
+    (`auto_pace`). ``held_out`` demonstrations (None: there are none) are watched only.
 
     Raises:
-        ValueError: a ``learning_rate`` or ``weight_decay`` that is neither ``auto`` nor a number >= 0.
+        ValueError: ``steps`` that are neither ``auto`` nor an integer >= 0, or a ``learning_rate`` or ``weight_decay``
+            that is neither ``auto`` nor a number >= 0.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class BehavioralCloning:
         demonstrations: Demonstrations,
         held_out: Demonstrations | None,
         *,
-        steps: int,
+        steps: int | str,
         batch_size: int,
         learning_rate: float | str,
         weight_decay: float | str,
@@ -42,11 +43,13 @@ class BehavioralCloning:
         coefficient: float,
     ) -> None:
         self.policy, self.demonstrations, self.held_out = policy, demonstrations, held_out
-        self.steps, self.batch_size, self.evaluate_every = steps, batch_size, evaluate_every
-        self.coefficient = coefficient
+        self.batch_size, self.evaluate_every, self.coefficient = batch_size, evaluate_every, coefficient
+        check_auto_or_range({"bc.steps": steps}, 0, int)
         check_auto_or_range({"bc.weight_decay": weight_decay, "bc.learning_rate": learning_rate}, 0)
         number = demonstrations.num_steps
-        rate = auto_learning_rate(number) if learning_rate == "auto" else float(learning_rate)
+        auto_steps, auto_rate = auto_pace(number)
+        self.steps = auto_steps if steps == "auto" else int(steps)
+        rate = auto_rate if learning_rate == "auto" else float(learning_rate)
         decay = PRIOR / number if weight_decay == "auto" else float(weight_decay)
         self.optimizer = torch.optim.AdamW(policy.parameters(), lr=rate, weight_decay=decay, fused=True)
 
@@ -75,9 +78,14 @@ class BehavioralCloning:
                 log(step, {"bc/loss": loss.item(), **held_out_info(self.policy, self.held_out)})
 
 
-def auto_learning_rate(num_steps: int) -> float:
-    """Of AdamW, for as many steps to clone."""
-    return min(max(SLOWEST * (num_steps / FEW) ** 0.5, SLOWEST), FASTEST)
+def auto_pace(num_steps: int) -> tuple[int, float]:
+    """Gradient steps, and AdamW's learning rate in them, for as many steps to clone.
+
+    Their product grows with the square root of these: first the rate, up to the fastest, then the gradient steps.
+    """
+    farther = max((num_steps / FEW) ** 0.5, 1.0)
+    rate = min(SLOWEST * farther, FASTEST)
+    return round(FEWEST * SLOWEST * farther / rate), rate
 
 
 @torch.no_grad()
