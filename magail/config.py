@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from magail.ranges import check_auto_or_range, check_range
+from magail.ranges import check_cloning, check_range
 
 
 @dataclass
@@ -124,8 +124,7 @@ def check(cfg: DictConfig) -> None:
     numbers = {key: select(key) for key in AT_LEAST_0 + AT_LEAST_1}
     check_range({key: numbers[key] for key in AT_LEAST_0}, 0)
     check_range({key: numbers[key] for key in AT_LEAST_1}, 1)
-    check_auto_or_range({"bc.steps": cfg.bc.steps}, 0, int)
-    check_auto_or_range({f"bc.{key}": cfg.bc[key] for key in ("learning_rate", "weight_decay")}, 0)
+    check_cloning(cfg.bc.steps, cfg.bc.learning_rate, cfg.bc.weight_decay)
     if cfg.threads is not None:
         check_range({"threads": cfg.threads}, 1)
     check_range({"evaluation.episodes": cfg.evaluation.episodes}, 2)

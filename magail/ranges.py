@@ -14,12 +14,12 @@ def check_range(values: Mapping[str, float], low: float, high: float = math.inf)
             raise ValueError(f"{name}={value} must be {bounds}")
 
 
-def check_auto_or_range(values: Mapping[str, object], low: float, kind: type[float] = float) -> None:
-    """Raise `ValueError` for the first of the named values that is neither ``auto`` nor a number from ``low`` on.
-
-    With a ``kind`` of `int` only integers are numbers.
-    """
-    for name, value in values.items():
-        if value != "auto" and not (isinstance(value, (int, kind)) and low <= value):
-            number = "an integer" if kind is int else "a number"
-            raise ValueError(f"{name}={value} must be auto or {number} of at least {low:g}")
+def check_cloning(steps: object, learning_rate: object, weight_decay: object) -> None:
+    """Raise `ValueError` for what is neither ``auto`` nor a number of at least 0; of ``steps`` an integer."""
+    for name, value, kind, number in (
+        ("steps", steps, int, "an integer"),
+        ("learning_rate", learning_rate, float, "a number"),
+        ("weight_decay", weight_decay, float, "a number"),
+    ):
+        if value != "auto" and not (isinstance(value, (int, kind)) and value >= 0):
+            raise ValueError(f"bc.{name}={value} must be auto or {number} of at least 0")

@@ -93,7 +93,9 @@ def what_is_shared(
     answers: list[bool | int] = [False, True]
     with torch.random.fork_rng():  # training does not depend on whether anybody asked
         torch.manual_seed(seed)  # nor does the answer on what was drawn before: a run that is taken up again must agree
-        if conventions:
+        if len(conventions) == 1:  # there is nothing to choose, and its images may be hundreds of each demonstration
+            answers.append(0)
+        elif conventions:
             answers.append(likeliest(conventions, in_all_views(demonstrations, views), trial))
         if len(demonstrations) == 1:
             return answers[-1]
@@ -121,8 +123,6 @@ def likeliest(conventions: Sequence[Symmetries], demonstrations: Demonstrations,
     It is the one by which a clone of the ``demonstrations`` finds their images likeliest. A team in which everybody has
     a landmark of its own is likely to do the same by other names if landmarks are renamed along with who owns them.
     """
-    if len(conventions) == 1:  # and hundreds of images of each demonstration, perhaps
-        return 0
     clone = trial(demonstrations)
     losses = [_loss(clone, in_all_views(demonstrations, convention)) for convention in conventions]
     return losses.index(min(losses))

@@ -168,7 +168,7 @@ class Wavering:
 @pytest.mark.parametrize(("number", "shared"), [(20, True), (50, False)], ids=["few", "many"])
 def test_what_cloning_comes_to_is_asked_not_what_it_passes_on_the_way(number, shared):
     """At its best a clone of few, too, does better without views that are not shared; at the end it has overfitted."""
-    options = CLONING | {"steps": 800}
+    options = CLONING | {"steps": "auto"}
     new_policy = partial(Policy, simple(1).groups)
     assert what_is_shared(recorded(Wavering(), number), SYMMETRIES, [], new_policy, seed=0, **options) is shared
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from magail.demonstrations import Demonstrations
 from magail.policy import Policy
-from magail.ranges import check_auto_or_range
+from magail.ranges import check_cloning
 
 PRIOR = 300.0  # what "auto" weight decay divides by the steps there are to clone
 SLOWEST, FASTEST, FEW = 1e-3, 3e-3, 6000  # between which "auto" learning rates lie, and where the slowest ends
@@ -44,8 +44,7 @@ class BehavioralCloning:
     ) -> None:
         self.policy, self.demonstrations, self.held_out = policy, demonstrations, held_out
         self.batch_size, self.evaluate_every, self.coefficient = batch_size, evaluate_every, coefficient
-        check_auto_or_range({"bc.steps": steps}, 0, int)
-        check_auto_or_range({"bc.weight_decay": weight_decay, "bc.learning_rate": learning_rate}, 0)
+        check_cloning(steps, learning_rate, weight_decay)
         number = demonstrations.num_steps
         auto_steps, auto_rate = auto_pace(number)
         self.steps = auto_steps if steps == "auto" else int(steps)
