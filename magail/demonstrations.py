@@ -157,6 +157,12 @@ class Demonstrations:
         """The reset seeds that are known, in order of the episodes."""
         return [seed for seed in self.seeds.tolist() if seed >= 0]
 
+    def on_bounds(self) -> bool:
+        """Whether some action lies on a bound, and every box of actions has bounds on all sides."""
+        parts = self.transitions.groups
+        boxes = [(g.action_space, parts[g.name]) for g in self.groups if isinstance(g.action_space, spaces.Box)]
+        return all(box.is_bounded() for box, _ in boxes) and any(_touched(box, x.action[x.mask]) for box, x in boxes)
+
     def returns(self) -> Tensor:
         """Each episode's undiscounted return, averaged over all agents of all groups ``[N]`` float32.
 
@@ -615,7 +621,7 @@ def _check_finite(place: _Place, transition: Transition) -> None:
 def _check_actions(place: _Place, transition: Transition) -> None:
     space, action = place.group.action_space, transition.action
     if isinstance(space, spaces.Box):
-        low, high = (torch.as_tensor(bound, dtype=torch.float32).reshape(-1) for bound in (space.low, space.high))
+        low, high = _bounds(space)
         bad = (action < low - _ACTION_TOLERANCE) | (action > high + _ACTION_TOLERANCE)
         hint = "clip actions as the environment does before they are recorded"
     else:
@@ -623,6 +629,17 @@ def _check_actions(place: _Place, transition: Transition) -> None:
         bad = (action < 0) | (action >= torch.as_tensor(np.asarray(sizes, np.int64)))
         hint = "actions are indices that count from 0, whatever the space's own start"
     place.refuse_values("action", action, bad & transition.mask[..., None], f"outside {space}; {hint}")
+
+
+def _touched(box: spaces.Box, actions: Tensor) -> bool:
+    """Whether some number of ``actions [B, U]`` is a bound, or beyond."""
+    low, high = (bound.to(actions) for bound in _bounds(box))
+    return bool(((actions <= low) | (actions >= high)).any())
+
+
+def _bounds(box: spaces.Box) -> list[Tensor]:
+    """The lowest and the highest flat action ``[U]`` of a box."""
+    return [torch.as_tensor(bound, dtype=torch.float32).reshape(-1) for bound in (box.low, box.high)]
 
 
 def _check_lives(place: _Place, transition: Transition) -> None:

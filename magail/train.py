@@ -50,6 +50,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         closing(Evaluator(cfg)) as evaluator,
     ):
         demonstrations, held_out = get_demonstrations(cfg, evaluator.env, run_dir, device)
+        settle_box(cfg, demonstrations)
         env, demonstrations, views = with_symmetries(cfg, env, demonstrations)
         settle_activation(cfg)
         with device:
@@ -142,6 +143,16 @@ def with_symmetries(
         env = RandomViews(env, symmetries)
         demonstrations = demonstrations and in_all_views(demonstrations, symmetries)
     return env, demonstrations, views
+
+
+def settle_box(cfg: DictConfig, demonstrations: Demonstrations | None) -> None:
+    """An ``auto`` of the actors becomes, also in ``cfg``, clipped where demonstrations lie on bounds, else gaussian.
+
+    What was clipped, or presses against the bounds, has a share of its probability right there, which no density can
+    give: the likelihood of a Gaussian then grows without end as its spread closes.
+    """
+    if OmegaConf.select(cfg, "generator.policy.box") == "auto":
+        cfg.generator.policy.box = "clipped" if demonstrations and demonstrations.on_bounds() else "gaussian"
 
 
 def settle_activation(cfg: DictConfig) -> None:

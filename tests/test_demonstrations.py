@@ -189,6 +189,16 @@ def test_returns_average_over_all_agents_of_all_groups() -> None:
     assert demonstrations.returns().tolist() == pytest.approx(expected, rel=1e-6)
 
 
+def test_actions_on_bounds() -> None:
+    inside = make()
+    assert not inside.on_bounds()  # the dead, whose rows are 0, lie below the bounds of 0.5 to 2
+    for bound in (0.5, 2.0):
+        some = make()
+        some.transitions.groups["drone"].action[2, 0, 1] = bound
+        assert some.on_bounds()
+    assert not one_agent([[0.0, 0.0]]).on_bounds()  # there are none
+
+
 def test_fewer_taken_are_a_subset_of_more_with_their_own_seeds_and_steps() -> None:
     demonstrations = one_agent([[float(i)] * (i + 1) for i in range(12)])
     nested = [demonstrations.take(count, seed=3) for count in (1, 5, 10, 12)]

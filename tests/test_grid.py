@@ -10,7 +10,7 @@ from magail.config import build
 from magail.policy import Policy, RandomPolicy
 from magail.record import record
 from magail.rollout import collect
-from magail.train import settle_activation
+from magail.train import settle_activation, settle_box
 from magail.types import Seeds
 from tests.test_config import choices, composed
 
@@ -49,6 +49,7 @@ def iterate(cfg, demonstrations, iterations=3):
     """The loop without what surrounds it; the logged numbers of the last iteration."""
     torch.manual_seed(0)
     env = build(cfg.env.batched)
+    settle_box(cfg, demonstrations)
     settle_activation(cfg)
     generator = build(cfg.generator, groups=env.groups)
     discriminator = build(cfg.discriminator, groups=env.groups, demonstrations=demonstrations, held_out=demonstrations)
