@@ -148,8 +148,7 @@ def with_symmetries(
 def settle_box(cfg: DictConfig, demonstrations: Demonstrations | None) -> None:
     """An ``auto`` of the actors becomes, also in ``cfg``, clipped where demonstrations lie on bounds, else gaussian.
 
-    What was clipped, or presses against the bounds, has a share of its probability right there, which no density can
-    give: the likelihood of a Gaussian then grows without end as its spread closes.
+    What was clipped, or presses against the bounds, has a share of its probability right there, which no Gaussian has.
     """
     if OmegaConf.select(cfg, "generator.policy.box") == "auto":
         cfg.generator.policy.box = "clipped" if demonstrations and demonstrations.on_bounds() else "gaussian"
