@@ -71,7 +71,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from magail.files import replacing
-from magail.types import AgentGroup, ByGroup, JointTransition, Transition, share_of_ends
+from magail.types import AgentGroup, ByGroup, JointTransition, Transition, bounds, share_of_ends
 
 FORMAT_VERSION = 1
 _STEP_MEMBERS = {  # of the file, and the field of a Transition each holds
@@ -621,7 +621,7 @@ def _check_finite(place: _Place, transition: Transition) -> None:
 def _check_actions(place: _Place, transition: Transition) -> None:
     space, action = place.group.action_space, transition.action
     if isinstance(space, spaces.Box):
-        low, high = _bounds(space)
+        low, high = bounds(space)
         bad = (action < low - _ACTION_TOLERANCE) | (action > high + _ACTION_TOLERANCE)
         hint = "clip actions as the environment does before they are recorded"
     else:
@@ -633,13 +633,8 @@ def _check_actions(place: _Place, transition: Transition) -> None:
 
 def _touched(box: spaces.Box, actions: Tensor) -> bool:
     """Whether some number of ``actions [B, U]`` is a bound, or beyond."""
-    low, high = (bound.to(actions) for bound in _bounds(box))
+    low, high = (bound.to(actions) for bound in bounds(box))
     return bool(((actions <= low) | (actions >= high)).any())
-
-
-def _bounds(box: spaces.Box) -> list[Tensor]:
-    """The lowest and the highest flat action ``[U]`` of a box."""
-    return [torch.as_tensor(bound, dtype=torch.float32).reshape(-1) for bound in (box.low, box.high)]
 
 
 def _check_lives(place: _Place, transition: Transition) -> None:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from magail.types import bounds
+
 D = TypeVar("D")
 G = TypeVar("G", bound="Gaussian")
 
@@ -357,13 +359,13 @@ class BoxHead(nn.Module):
 
     def __init__(self, space: spaces.Box, outputs_per_number: int) -> None:
         super().__init__()
-        low, high = (np.asarray(bound, np.float32).ravel() for bound in (space.low, space.high))
-        bounded = np.isfinite(low) & np.isfinite(high)
-        low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
-        self.register_buffer("low", torch.as_tensor(space.low, dtype=torch.float32).flatten(), persistent=False)
-        self.register_buffer("high", torch.as_tensor(space.high, dtype=torch.float32).flatten(), persistent=False)
-        self.register_buffer("center", torch.as_tensor((high + low) / 2, dtype=torch.float32), persistent=False)
-        self.register_buffer("scale", torch.as_tensor((high - low) / 2, dtype=torch.float32), persistent=False)
+        low, high = bounds(space)
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
+        bounded = low.isfinite() & high.isfinite()
+        low, high = low.where(bounded, -1.0), high.where(bounded, 1.0)
+        self.register_buffer("center", (high + low) / 2, persistent=False)
+        self.register_buffer("scale", (high - low) / 2, persistent=False)
         self.encoded_dim = len(low)
         self.num_outputs = outputs_per_number * len(low)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from magail.distributions import Distribution, action_head
 from magail.ranges import check_range
-from magail.types import AgentGroup, ByGroup, JointTransition
+from magail.types import AgentGroup, ByGroup, JointTransition, bounds
 
 
 class _Tanh(torch.autograd.Function):
@@ -256,7 +256,7 @@ class BoundsNormalizer(nn.Module):
 
     def __init__(self, space: spaces.Box) -> None:
         super().__init__()
-        low, high = (torch.as_tensor(bound, dtype=torch.float32).flatten() for bound in (space.low, space.high))
+        low, high = bounds(space)
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("width", torch.where(high > low, high - low, 1.0), persistent=False)
 

@@ -167,6 +167,12 @@ def absorbing_transition(batch: JointTransition) -> JointTransition:
     return JointTransition(groups, absorbing=True)
 
 
+def bounds(box: spaces.Box) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest of the flattened box, ``[n]`` each."""
+    low, high = (torch.as_tensor(bound, dtype=torch.float32).flatten() for bound in (box.low, box.high))
+    return low, high
+
+
 def share_of_ends(batch: JointTransition) -> ByGroup:
     """In what share of the steps of a batch ``[B]`` in which anybody lives each agent terminates, ``[1, A]``."""
     mask = batch.field("mask")

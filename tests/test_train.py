@@ -87,14 +87,14 @@ def test_actors_are_gated_where_they_learn_from_several_views(symmetries, asked,
 
 @pytest.mark.parametrize(("pressed", "taken"), [(True, "clipped"), (False, "gaussian")])
 def test_actors_are_clipped_where_demonstrations_lie_on_bounds(pressed, taken, tmp_path):
-    continuous = ["env=simple_push", *SPREAD, "env.arguments.continuous_actions=true"]
+    continuous = [*SPREAD, "env.arguments.continuous_actions=true"]
     path = tmp_path / "demonstrations.npz"
-    demonstrations_of("simple_push", path, *continuous[1:])
-    demonstrations = Demonstrations.load(path, build(composed(*continuous).env.train).groups)
+    demonstrations_of("simple_push", path, *continuous)
+    demonstrations = Demonstrations.load(path, build(composed("env=simple_push", *continuous).env.train).groups)
     if pressed:
         demonstrations.transitions.groups["agent"].action[0, 0, 0] = 1.0
         demonstrations.save(path)
-    train(composed(*TINY, *continuous, f"demonstrations.path={path}", "env.expert=null"), tmp_path)
+    train(composed("env=simple_push", *TINY, *continuous, f"demonstrations.path={path}", "env.expert=null"), tmp_path)
     assert OmegaConf.load(tmp_path / "config.yaml").generator.policy.box == taken
 
 
