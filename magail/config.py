@@ -131,6 +131,11 @@ def check(cfg: DictConfig) -> None:
     check_range({"evaluation.final_episodes": cfg.evaluation.final_episodes}, 2)
     check_range({"start_from_demonstrations": cfg.start_from_demonstrations}, 0, 1)
     check_range({"demonstrations.held_out": cfg.demonstrations.held_out}, 0, 0.9)
+    for group, source in (cfg.initial_policy or {}).items():
+        if not isinstance(source, str):  # OmegaConf merges a list where its schema has a string
+            raise ValueError(
+                f"initial_policy: {group} begins with one policy; name a run folder, .pt or .safetensors, not {source}"
+            )
     imitation = not cfg.discriminator._target_.endswith(("EnvironmentReward", "LearnedReward"))
     if imitation and cfg.iterations and not cfg.demonstrations.count:
         raise ValueError(

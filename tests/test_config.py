@@ -158,6 +158,7 @@ def test_every_experiment_passes_the_check(experiment):
         (["bc.learning_rate=-1"], "bc.learning_rate=-1 must be auto or a number of at least 0"),
         (["demonstrations.held_out=1"], "held_out=1 must be from 0 to 0.9"),
         (["env.backend=vmas"], "vmas"),
+        (["initial_policy={agent: [a, b]}"], "initial_policy: agent begins with one policy; name a run folder"),
         (["discriminator=none"], "nothing to learn from.*algorithm=sqil"),
         (["algorithm=sqil", "generator.expert_reward=null"], "nothing to learn from"),
     ],
