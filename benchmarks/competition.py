@@ -9,8 +9,8 @@ initial states that neither training nor the choice of the recipe saw; a cell is
 over episodes (`NOTE`) and seeds. The score is 0 for random play and 1 for the expert, both against the expert. Then a
 newcomer is trained on each side against the expert, by the command that the expert was trained by (of
 simple_world_comm's several the first) for 2,000 iterations. Whichever of newcomer and expert gets more against the
-expert goes on for 400 against everybody, which is everybody's best response: what it gets against the expert is the
-measure of what it gets against the others.
+expert goes on for 400 against everybody, which is everybody's best response. The gain says how exploitable somebody is:
+what the better of expert and best response scores more than the better of the two does against the expert.
 
 A mean return is a row of the .csv file beside the page, and the policies of a row that is there are not trained again:
 the command takes up where it was stopped, on another machine too. Delete rows to make them anew.
@@ -141,14 +141,19 @@ def cross_play(arena: Arena, side: Side, players: Sequence[str], seeds: Sequence
 
 
 def exploitation(arena: Arena, side: Side, answered: Sequence[str], seeds: Sequence[int]) -> str:
-    """What the opponents ``side`` of everybody get: the expert, and each policy's best response, also as a score."""
-    rows = []
+    """What the opponents ``side`` of everybody get: the expert, and each policy's best response, also as a score.
+
+    A response may end with less than it went on from, so the better of the two is the best answer that is known.
+    """
+    rows, best = [], {}
     for name in answered:
-        best = [arena.mean_return(side, RESPONSE, name, seed) for seed in seeds]
-        expert = [arena.mean_return(side, EXPERT, name, seed) for seed in seeds]
-        scores = [over_seeds([arena.score(side, x) for x in returned]) for returned in (expert, best)]
-        rows.append([name, over_seeds(expert, digits=2), over_seeds(best, digits=2), *scores])
-    head = ["the expert gets", "a best response gets", "the expert's score", "the best response's score"]
+        returned = [[arena.mean_return(side, player, name, seed) for seed in seeds] for player in (EXPERT, RESPONSE)]
+        scores = [[arena.score(side, x) for x in of_seeds] for of_seeds in returned]
+        best[name] = [max(pair) for pair in zip(*scores, strict=True)]
+        gain = over_seeds([a - b for a, b in zip(best[name], best[EXPERT], strict=True)])
+        cells = [over_seeds(x, digits=2) for x in returned] + [over_seeds(x) for x in scores]
+        rows.append([name, *cells, "0" if name == EXPERT else gain])
+    head = ["the expert gets", "a best response gets", "the expert's score", "the best response's score", "gain"]
     return table([f"{' and '.join(side)} against", *head], rows)
 
 
