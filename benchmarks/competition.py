@@ -10,7 +10,7 @@ over episodes (`NOTE`) and seeds. The score is 0 for random play and 1 for the e
 newcomer is trained on each side against the expert, by the command that the expert was trained by (of
 simple_world_comm's several the first) for 2,000 iterations. Whichever of newcomer and expert gets more against the
 expert goes on for 400 against everybody, which is everybody's best response. The gain says how exploitable somebody is:
-what the better of expert and best response scores more than the better of the two does against the expert.
+what the best of expert, newcomer and best response scores more than the best of the three does against the expert.
 
 A mean return is a row of the .csv file beside the page, and the policies of a row that is there are not trained again:
 the command takes up where it was stopped, on another machine too. Delete rows to make them anew.
@@ -44,8 +44,8 @@ EPISODES, MANY = 2000, 16_000  # MANY where a score is made of it
 COPIES = 500
 ITERATIONS, FURTHER = 2000, 400  # of a newcomer, and from it or the expert on of a best response
 NOTE = (
-    f"Cells where the expert or a best response plays are means of {MANY:,} episodes, others of the first {EPISODES:,} "
-    "of these: the two differ by that too."
+    f"Cells where the expert, a newcomer or a best response plays are means of {MANY:,} episodes, others of the first "
+    f"{EPISODES:,} of these: the two differ by that too."
 )
 KEYS = ("task", "demonstrations", "side", "player", "opponent", "seed")
 EXPERT, RANDOM, NEWCOMER, RESPONSE = "expert", "random", "newcomer", "best response"
@@ -67,7 +67,7 @@ class Arena:
         """Of an agent of the ``side``, which ``player`` plays, over the table's initial states."""
         trained_here = {player, opponent} - {EXPERT, RANDOM}
         key = (self.task, self.count, " and ".join(side), player, opponent, seed if trained_here else "-")
-        seeds = range(FRESH, FRESH + (MANY if {player, opponent} & {EXPERT, RESPONSE} else EPISODES))
+        seeds = range(FRESH, FRESH + (MANY if {player, opponent} & {EXPERT, NEWCOMER, RESPONSE} else EPISODES))
         row = self.store.row(
             dict(zip(KEYS, key, strict=True)),
             lambda: (self._player(side, player, opponent, seed), self._source(opponent, seed)),
@@ -141,19 +141,20 @@ def cross_play(arena: Arena, side: Side, players: Sequence[str], seeds: Sequence
 
 
 def exploitation(arena: Arena, side: Side, answered: Sequence[str], seeds: Sequence[int]) -> str:
-    """What the opponents ``side`` of everybody get: the expert, and each policy's best response, also as a score.
+    """What the opponents ``side`` of everybody get: the expert, the newcomer, and each policy's best response.
 
-    A response may end with less than it went on from, so the better of the two is the best answer that is known.
+    A response may end with less than it went on from, so the best of the three is the best answer that is known.
     """
     rows, best = [], {}
     for name in answered:
-        returned = [[arena.mean_return(side, player, name, seed) for seed in seeds] for player in (EXPERT, RESPONSE)]
-        scores = [[arena.score(side, x) for x in of_seeds] for of_seeds in returned]
-        best[name] = [max(pair) for pair in zip(*scores, strict=True)]
+        returned = [
+            [arena.mean_return(side, player, name, seed) for seed in seeds] for player in (EXPERT, NEWCOMER, RESPONSE)
+        ]
+        best[name] = [arena.score(side, max(of_seed)) for of_seed in zip(*returned, strict=True)]
         gain = over_seeds([a - b for a, b in zip(best[name], best[EXPERT], strict=True)])
-        cells = [over_seeds(x, digits=2) for x in returned] + [over_seeds(x) for x in scores]
-        rows.append([name, *cells, "0" if name == EXPERT else gain])
-    head = ["the expert gets", "a best response gets", "the expert's score", "the best response's score", "gain"]
+        cells = [over_seeds(x, digits=2) for x in returned]
+        rows.append([name, *cells, over_seeds(best[name]), "0" if name == EXPERT else gain])
+    head = ["the expert gets", "the newcomer", "its best response", "the best one's score", "gain"]
     return table([f"{' and '.join(side)} against", *head], rows)
 
 

@@ -89,13 +89,13 @@ def test_tables_hold_returns_and_scores(trainings, tmp_path):
     assert "| MAGAIL | 9.00 (9.00 to 9.00) | 9.00 (9.00 to 9.00) | 0.950 (0.950 to 0.950) |" in table
     assert "| random | -10.00 | - | 0 |" in table
     table = competition.exploitation(arena, SIDE, [EXPERT, "MAGAIL"], [0])
-    assert "| expert | 10.00 | 11.00 | 1.000 | 1.050 | 0 |" in table
-    assert "| MAGAIL | 10.00 | 12.00 | 1.000 | 1.100 | 0.050 |" in table
+    assert "| expert | 10.00 | 9.00 | 11.00 | 1.050 | 0 |" in table
+    assert "| MAGAIL | 10.00 | 9.00 | 12.00 | 1.100 | 0.050 |" in table
     assert len(table.splitlines()) == 4
 
 
-def test_a_response_worse_than_the_expert_is_no_measure(trainings, tmp_path, monkeypatch):
-    monkeypatch.setitem(GOOD, "the expert", 11.5)
+def test_a_response_worse_than_what_it_went_on_from_is_no_measure(trainings, tmp_path, monkeypatch):
+    monkeypatch.setitem(GOOD, str(tmp_path / "simple_crypto" / "newcomer" / "eve" / "expert" / "0"), 11.5)
     table = competition.exploitation(arena_in(tmp_path), SIDE, [EXPERT, "MAGAIL"], [0])
-    assert "| expert | 11.50 | 11.00 | 1.000 | 0.977 | 0 |" in table
-    assert "| MAGAIL | 11.50 | 12.00 | 1.000 | 1.023 | 0.023 |" in table
+    assert "| expert | 10.00 | 11.50 | 11.00 | 1.075 | 0 |" in table
+    assert "| MAGAIL | 10.00 | 11.50 | 12.00 | 1.100 | 0.025 |" in table
