@@ -9,8 +9,8 @@ initial states that neither training nor the choice of the recipe saw; a cell is
 over episodes (`NOTE`) and seeds. The score is 0 for random play and 1 for the expert, both against the expert. Then a
 newcomer is trained on each side against the expert, by the command that the expert was trained by (of
 simple_world_comm's several the first) for 2,000 iterations. Whichever of newcomer and expert gets more against the
-expert goes on for 400 against everybody, which is everybody's best response. The gain says how exploitable somebody is:
-what the best of expert, newcomer and best response scores more than the best of the three does against the expert.
+expert goes on for 400 against everybody, which is everybody's best response; the gain (`NOTE`) says how exploitable
+somebody is.
 
 A mean return is a row of the .csv file beside the page, and the policies of a row that is there are not trained again:
 the command takes up where it was stopped, on another machine too. Delete rows to make them anew.
@@ -45,7 +45,8 @@ COPIES = 500
 ITERATIONS, FURTHER = 2000, 400  # of a newcomer, and from it or the expert on of a best response
 NOTE = (
     f"Cells where the expert, a newcomer or a best response plays are means of {MANY:,} episodes, others of the first "
-    f"{EPISODES:,} of these: the two differ by that too."
+    f"{EPISODES:,} of these: the two differ by that too. A gain is what the best of expert, newcomer and best response "
+    "scores more against a policy than the best of the three does against the expert."
 )
 KEYS = ("task", "demonstrations", "side", "player", "opponent", "seed")
 EXPERT, RANDOM, NEWCOMER, RESPONSE = "expert", "random", "newcomer", "best response"
@@ -143,7 +144,8 @@ def cross_play(arena: Arena, side: Side, players: Sequence[str], seeds: Sequence
 def exploitation(arena: Arena, side: Side, answered: Sequence[str], seeds: Sequence[int]) -> str:
     """What the opponents ``side`` of everybody get: the expert, the newcomer, and each policy's best response.
 
-    A response may end with less than it went on from, so the best of the three is the best answer that is known.
+    A response may end with less than it went on from, so the best of the three is the best answer that is known. The
+    first of the ``answered`` is the expert.
     """
     rows, best = [], {}
     for name in answered:
