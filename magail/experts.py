@@ -45,6 +45,8 @@ def load_expert(source: Source, groups: Sequence[AgentGroup]) -> Acting:
     Raises:
         ValueError: there is none, or it does not fit the groups.
     """
+    if not isinstance(source, str | Sequence):
+        raise ValueError(f"{source}: who plays is named by a path; write a folder of that name as ./{source}")
     if not isinstance(source, str):
         return Population([load_expert(one, groups) for one in source])
     path = locate(source)

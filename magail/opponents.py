@@ -38,9 +38,9 @@ def against(env: BatchedEnv, opponents: Mapping[str, Source] | None, seed: int) 
         )
     if nobody := [name for name, sources in opponents.items() if not sources]:
         raise ValueError(f"opponents: nobody is named for {nobody[0]}; name a policy, or leave the group to learn")
-    teams: dict[Any, list[str]] = {}
+    teams: dict[str, list[str]] = {}
     for name, source in opponents.items():
-        teams.setdefault(name if isinstance(source, str) else tuple(source), []).append(name)
+        teams.setdefault(name if isinstance(source, str) else str(source), []).append(name)
     policies = {
         tuple(names): load_expert(opponents[names[0]], [groups[name] for name in names]) for names in teams.values()
     }

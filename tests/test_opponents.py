@@ -83,6 +83,12 @@ def test_nobody_is_no_population():
         against(push(), {"agent": []}, seed=0)
 
 
+@pytest.mark.parametrize("source", [7, [7, 8]])
+def test_a_number_is_no_path(source):
+    with pytest.raises(ValueError, match=r"write a folder of that name as \./7"):
+        against(push(), {"agent": source}, seed=0)
+
+
 def test_no_opponents():
     env = push()
     assert against(env, None, seed=0) is env
