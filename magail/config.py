@@ -8,14 +8,17 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from magail.ranges import check_cloning, check_range
+from magail.ranges import check_cloning, check_range, check_types
+
+CONFIG = "config.yaml"  # of a run, in its folder
 
 
 @dataclass
@@ -88,6 +91,36 @@ class TrainConfig:
     logger: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class JudgingConfig:
+    final_episodes: int
+    seed: int
+    most_likely: bool
+
+
+@dataclass
+class EvaluateConfig:
+    """The keys of conf/evaluate.yaml."""
+
+    checkpoint: Any  # a source, or a list of them
+    opponents: dict[str, Any] | None
+    evaluation: JudgingConfig
+    env: dict[str, Any]
+
+
+@dataclass
+class RecordConfig:
+    """The keys of conf/record.yaml, but for ``from``, which cannot be a name in Python."""
+
+    checkpoint: Any  # a source, or a list of them
+    episodes: int
+    seed: int
+    most_likely: bool
+    output: str
+    env: dict[str, Any]
+    to: dict[str, Any]
+
+
 AT_LEAST_0 = (
     "seed",
     "iterations",
@@ -110,16 +143,41 @@ AT_LEAST_1 = (
 MATMUL_PRECISIONS = ("highest", "high", "medium")  # torch's names
 
 
+def conform(cfg: DictConfig, schema: type) -> None:
+    """Give the values of ``cfg`` the types of ``schema``, a dataclass: ``no`` becomes False where a bool is asked for.
+
+    Raises:
+        ValueError: an unknown key, a missing one, or a value of the wrong type.
+    """
+    try:
+        given = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+        typed = OmegaConf.merge(OmegaConf.structured(schema), given)
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise ValueError(
+            f"the configuration does not fit: {where}{str(error).splitlines()[0]}; conf/ explains every key"
+        ) from error
+    if missing := [key.name for key in fields(schema) if key.name not in given]:
+        raise ValueError(f"the configuration has no {missing[0]}: it is of another version of magail; begin anew")
+    _take(cfg, cast(DictConfig, typed))
+
+
+def _take(cfg: DictConfig, typed: DictConfig) -> None:
+    for key in map(str, typed):
+        kind = OmegaConf.get_type(typed, key)
+        if is_dataclass(kind):
+            _take(cfg[key], typed[key])
+        elif kind is not dict:  # of parts their own annotations are asked
+            cfg[key] = typed[key]
+
+
 def check(cfg: DictConfig) -> None:
-    """Refuse what cannot be trained, before anything is built.
+    """Refuse what cannot be trained, before anything is built; what is left has the types of `TrainConfig`.
 
     Raises:
         ValueError: an unknown key, a value of the wrong type or out of range, or a combination that makes no sense.
     """
-    try:
-        OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.to_container(cfg, resolve=True))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"the configuration does not fit: {error}; see conf/config.yaml for every key") from error
+    conform(cfg, TrainConfig)
     select = functools.partial(OmegaConf.select, cfg)
     numbers = {key: select(key) for key in AT_LEAST_0 + AT_LEAST_1}
     check_range({key: numbers[key] for key in AT_LEAST_0}, 0)
@@ -136,6 +194,8 @@ def check(cfg: DictConfig) -> None:
             raise ValueError(
                 f"initial_policy: {group} begins with one policy; name a run folder, .pt or .safetensors, not {source}"
             )
+    for part in (cfg.env.train, cfg.env.evaluate, cfg.generator, cfg.discriminator):
+        _part(part)
     imitation = not cfg.discriminator._target_.endswith(("EnvironmentReward", "LearnedReward"))
     if imitation and cfg.iterations and not cfg.demonstrations.count:
         raise ValueError(
@@ -149,6 +209,12 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.start_from_demonstrations > 0 and not cfg.demonstrations.count:
         raise ValueError("start_from_demonstrations needs demonstrations: set demonstrations.count, or set it to 0")
+    if cfg.demonstrations.path is not None and not cfg.demonstrations.count:
+        raise ValueError(
+            f"demonstrations.path={cfg.demonstrations.path} is not read with demonstrations.count=0: leave one out"
+        )
+    if cfg.reward.checkpoint is not None and not cfg.discriminator._target_.endswith("LearnedReward"):
+        raise ValueError("reward.checkpoint is not read without reward=learned: add that, or leave it out")
     asks_policy = select("discriminator.airl_discount") is not None or "ZeroSum" in str(select("discriminator.prior"))
     if select("generator.policy.recurrent") and asks_policy:
         raise ValueError(
@@ -181,19 +247,32 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"checkpoint.best_is={cfg.checkpoint.best_is} must be min or max")
 
 
+def read_config(run_dir: Path) -> DictConfig:
+    """The configuration of the run in a folder.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    path = run_dir / CONFIG
+    try:
+        cfg = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{run_dir}: no run there (no {CONFIG}); give the folder that the run printed") from error
+    except Exception as error:  # over damaged files yaml raises a dozen types
+        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    if not cfg or not isinstance(cfg, DictConfig):
+        raise ValueError(f"{path}: not a run's configuration")
+    return cfg
+
+
 def build(cfg: DictConfig, **objects: Any) -> Any:
     """Make what ``cfg._target_`` names, from the rest of ``cfg`` and from ``objects``.
 
     Raises:
-        ValueError: a key that must be set is not, one is set that nobody asked for, or what is made finds its arguments
-            wrong.
+        ValueError: a key that must be set is not, one is set that nobody asked for or is of the wrong type, or what is
+            made finds its arguments wrong.
     """
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise ValueError(
-            f"there is no value for {', '.join(missing)}: give one on the command line (the file in conf/ that has the "
-            "key says what it means)"
-        )
-    make = instantiate(cfg, _partial_=True, _convert_="all")
+    make = _part(cfg)
     try:
         inspect.signature(make.func).bind(*make.args, **make.keywords | objects)
     except TypeError as error:
@@ -204,12 +283,27 @@ def build(cfg: DictConfig, **objects: Any) -> Any:
     return make(**objects)
 
 
+def _part(cfg: DictConfig) -> functools.partial[Any]:
+    """What ``cfg._target_`` names with the rest of ``cfg``, of which each has the right type."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ValueError(
+            f"there is no value for {', '.join(missing)}: give one on the command line (the file in conf/ that has the "
+            "key says what it means)"
+        )
+    make: functools.partial[Any] = instantiate(cfg, _partial_=True, _convert_="all")
+    check_types(make.func, make.keywords)
+    return make
+
+
 @contextmanager
 def one_clear_message() -> Iterator[None]:
-    """End the program with a user's mistake (`ValueError`) as its message; HYDRA_FULL_ERROR=1 shows all of it."""
+    """End the program with a user's mistake (`ValueError`, or a file that cannot be read or written) as its message.
+
+    HYDRA_FULL_ERROR=1 shows all of it.
+    """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         sys.exit(f"error: {error}")

@@ -21,10 +21,11 @@ import rich
 import torch
 from omegaconf import DictConfig
 
-from magail.config import build, one_clear_message
+from magail.config import EvaluateConfig, build, conform, one_clear_message
 from magail.experts import load_expert, most_likely, moved
 from magail.opponents import against
 from magail.policy import Acting, Policy, RandomPolicy
+from magail.ranges import check_range
 from magail.render import side_by_side
 from magail.report import results_table, summarize
 from magail.rollout import Player, play_episodes
@@ -114,12 +115,21 @@ class Evaluator:
 @hydra.main(version_base="1.3", config_path="pkg://magail_conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     torch.set_num_threads(1)
-    with one_clear_message(), closing(Evaluator(cfg)) as evaluator:
+    with one_clear_message():
+        judge(cfg)
+
+
+def judge(cfg: DictConfig) -> None:
+    """Print a table of what the expert, random play and ``cfg.checkpoint`` come to."""
+    conform(cfg, EvaluateConfig)
+    check_range({"evaluation.final_episodes": cfg.evaluation.final_episodes}, 2)
+    check_range({"evaluation.seed": cfg.evaluation.seed}, 0)
+    with closing(Evaluator(cfg)) as evaluator:
         groups = evaluator.env.groups
         policies: dict[str, Acting | None] = {
             "expert": evaluator.expert,
             "random": RandomPolicy(groups),
-            "policy": load_expert(cfg.checkpoint, groups) if cfg.checkpoint else None,
+            "policy": load_expert(cfg.checkpoint, groups) if cfg.checkpoint is not None else None,
         }
         seeds = evaluator.seeds(cfg.evaluation.final_episodes)
         returns = {name: evaluator.returns(policy, seeds) for name, policy in policies.items() if policy is not None}

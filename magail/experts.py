@@ -45,6 +45,8 @@ def load_expert(source: Source, groups: Sequence[AgentGroup]) -> Acting:
     Raises:
         ValueError: there is none, or it does not fit the groups.
     """
+    if not source:
+        raise ValueError("nobody is named who plays: name a run folder or another policy, or leave that key out")
     if not isinstance(source, str | Sequence):
         raise ValueError(f"{source}: who plays is named by a path; write a folder of that name as ./{source}")
     if not isinstance(source, str):
@@ -131,6 +133,8 @@ def _function(source: str) -> Callable[[Any, str], Any]:
             f"{source}: neither a file nor a function that can be imported ({error}); give a run folder, a .pt, "
             ".safetensors or .zip, or the dotted path of a function in a package or in the current folder"
         ) from error
+    if not callable(function):
+        raise ValueError(f"{source}: not a function but {function!r}; give one that takes (observation, agent)")
     return function
 
 

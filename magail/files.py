@@ -36,6 +36,18 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def parsed(text: str, path: Path) -> Any:
+    """The JSON in a file, or in a line of it.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: damaged, or not written by magail ({error})") from error
+
+
 def write_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Write tensors, and the JSON that says what they are of, as safetensors, at once or not at all."""
     metadata = {key: json.dumps(value) for key, value in description.items()}
@@ -59,8 +71,15 @@ def read_weights(path: Path, kind: str, keys: Sequence[str]) -> tuple[dict[str, 
 
 
 def locate(path: str) -> Path:
-    """A path, or ``pkg://package/file`` for a file shipped in an installed package."""
+    """A path, or ``pkg://package/file`` for a file shipped in an installed package.
+
+    Raises:
+        ValueError: no such package is installed.
+    """
     if not path.startswith("pkg://"):
         return Path(path)
     package, _, name = path.removeprefix("pkg://").partition("/")
-    return Path(str(importlib.resources.files(package) / name))
+    try:
+        return Path(str(importlib.resources.files(package) / name))
+    except ImportError as error:
+        raise ValueError(f"{path}: {error}; check what is between pkg:// and the next /") from error

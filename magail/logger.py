@@ -20,7 +20,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 from rich.text import Text
 
-from magail.files import write_whole
+from magail.files import parsed, write_whole
 
 METRICS = "metrics.jsonl"
 PLAIN_LINE_EVERY = 10.0  # seconds, where there is no terminal to draw a bar on
@@ -241,10 +241,13 @@ def read_metrics(run_dir: Path | str) -> list[dict[str, Any]]:
     """The lines of a run's ``metrics.jsonl``, none if it has not begun; what is not finite is None.
 
     Whoever writes it may be killed in the middle of a line: only what ends in a line break counts.
+
+    Raises:
+        ValueError: a line is damaged.
     """
     path = Path(run_dir) / METRICS
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    return [parsed(line, path) for line in lines]
 
 
 def _number(value: float) -> float | None:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -503,6 +503,9 @@ class Critic(nn.Module):
 
     def _in_units(self, values: ByGroup) -> ByGroup:
         return {name: self.scales[name].inverse(value) for name, value in values.items()}
+
+
+CriticOptions = Annotated[dict[str, Any], Critic]
 
 
 def _any_going_on(going_on: ByGroup) -> Tensor:

@@ -25,8 +25,7 @@ def against(env: BatchedEnv, opponents: Mapping[str, Source] | None, seed: int) 
     plays.
 
     Raises:
-        ValueError: a group that ``env`` does not have, none is left, or nobody is named for one; no such policy, or one
-            for other spaces.
+        ValueError: a group that ``env`` does not have, or none is left; no such policy, or one for other spaces.
     """
     if not opponents:
         return env
@@ -36,8 +35,6 @@ def against(env: BatchedEnv, opponents: Mapping[str, Source] | None, seed: int) 
             f"opponents={dict(opponents)}: {env.name} has the groups {', '.join(groups)}; name some of them and leave "
             "at least one to play"
         )
-    if nobody := [name for name, sources in opponents.items() if not sources]:
-        raise ValueError(f"opponents: nobody is named for {nobody[0]}; name a policy, or leave the group to learn")
     teams: dict[str, list[str]] = {}
     for name, source in opponents.items():
         teams.setdefault(name if isinstance(source, str) else str(source), []).append(name)

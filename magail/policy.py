@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -216,6 +216,9 @@ class Policy(nn.Module):
                 mine[name].load_state_dict(theirs[name].state_dict())
 
 
+PolicyOptions = Annotated[dict[str, Any], Policy]
+
+
 def load_policy(path: Path, groups: Sequence[AgentGroup]) -> Policy:
     """The policy in a run folder (its last one), a checkpoint (.pt), or a file that `Policy.save` wrote.
 
@@ -256,8 +259,11 @@ def load_policy(path: Path, groups: Sequence[AgentGroup]) -> Policy:
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    generator = checkpoint.load(path)["generator"]
-    return generator["description"], generator["policy"]
+    try:
+        generator = checkpoint.load(path)["generator"]
+        return generator["description"], generator["policy"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a checkpoint of a run; give one of its checkpoints folder") from error
 
 
 def _chosen(

@@ -18,15 +18,16 @@ from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from magail.config import build, one_clear_message
+from magail.config import RecordConfig, build, conform, one_clear_message
 from magail.demonstrations import Demonstrations
 from magail.distributions import action_head
 from magail.evaluate import expert_policy
 from magail.experts import Source, load_expert
 from magail.experts import most_likely as most_likely_actions
 from magail.policy import Acting
+from magail.ranges import check_range
 from magail.rollout import play_episodes
 from magail.types import BatchedEnv
 
@@ -56,7 +57,7 @@ def record_expert(
     Raises:
         ValueError: the environment ships no expert and no checkpoint is given.
     """
-    policy = load_expert(checkpoint, env.groups) if checkpoint else expert_policy(env_cfg, env)
+    policy = load_expert(checkpoint, env.groups) if checkpoint is not None else expert_policy(env_cfg, env)
     if policy is None:
         raise ValueError(
             f"env={env_cfg.name} ships no expert: give demonstrations.path=FILE, or train an expert with "
@@ -77,8 +78,21 @@ def record_expert(
 @hydra.main(version_base="1.3", config_path="pkg://magail_conf", config_name="record")
 def main(cfg: DictConfig) -> None:
     torch.set_num_threads(1)
-    with one_clear_message(), closing(build(cfg.env.evaluate)) as env:
-        if file := cfg.get("from"):
+    with one_clear_message():
+        write(cfg)
+
+
+def write(cfg: DictConfig) -> None:
+    """Write the demonstrations that ``cfg`` asks for, and print what they are."""
+    with open_dict(cfg):
+        file = cfg.pop("from", None)
+    conform(cfg, RecordConfig)
+    check_range({"episodes": cfg.episodes}, 1)
+    check_range({"seed": cfg.seed}, 0)
+    if file and cfg.checkpoint is not None:
+        raise ValueError("from= converts a file and checkpoint= plays a policy: leave one of them out")
+    with closing(build(cfg.env.evaluate)) as env:
+        if file:
             demonstrations = build(file, groups=env.groups)
         else:
             demonstrations = record_expert(cfg.env, env, cfg.episodes, cfg.seed, cfg.most_likely, cfg.checkpoint)

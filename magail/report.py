@@ -26,7 +26,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from magail.files import write_whole
+from magail.config import CONFIG, one_clear_message, read_config
+from magail.files import parsed, write_whole
 from magail.logger import read_metrics
 from magail.statistics import mean_interval, normalized_score
 
@@ -93,9 +94,13 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 
 def read_results(run_dir: Path | str) -> dict[str, Any] | None:
-    """The ``results.json`` of a run; None if it is not finished."""
+    """The ``results.json`` of a run; None if it is not finished.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     path = Path(run_dir) / RESULTS
-    return json.loads(path.read_text()) if path.exists() else None
+    return parsed(path.read_text(), path) if path.exists() else None
 
 
 def _known(x: float) -> float | None:
@@ -284,23 +289,26 @@ def _dress(ax: Axes, title: str, x: str) -> None:
 
 @dataclass
 class RunFolder:
-    """What a run has left so far; the config is empty where there is no run."""
+    """What a run has left so far; the config is empty where there is no run, or a damaged one (``problem``)."""
 
     path: Path
     config: dict[str, Any]
     lines: list[Line]
     results: dict[str, Any] | None
+    problem: str = ""
 
     @classmethod
     def read(cls, path: Path) -> RunFolder:
-        file = path / "config.yaml"
-        config: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else {}
-        return cls(path, config, _lines(path), read_results(path))
+        try:
+            config: Any = OmegaConf.to_container(read_config(path)) if (path / CONFIG).exists() else {}
+            return cls(path, config, _lines(path), read_results(path))
+        except ValueError as error:
+            return cls(path, {}, [], None, str(error))
 
     @property
     def state(self) -> str:
         if not self.config:
-            return "no run in this folder"
+            return self.problem or "no run in this folder"
         if self.results is not None:
             return "finished"
         last = self.lines[-1] if self.lines else {"iteration": -1}
@@ -510,7 +518,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)")
     options = parser.parse_args(argv)
-    print(compare(options.run_dirs, options.output))
+    with one_clear_message():
+        print(compare(options.run_dirs, options.output))
 
 
 if __name__ == "__main__":

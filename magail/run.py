@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from magail.checkpoint import Checkpoints
-from magail.config import build
+from magail.config import CONFIG, build, read_config
 from magail.devices import random_state, set_random_state
 from magail.evaluate import Evaluator
 from magail.logger import Logger, read_metrics
@@ -18,6 +19,40 @@ from magail.policy import Acting, RandomPolicy, load_policy
 from magail.report import learning_curves, report_results
 from magail.rollout import Player
 from magail.types import BatchedEnv, Seeds
+
+CAN_CHANGE = (  # of a run that goes on; the rest is in its checkpoints and demonstrations, or was done before the first
+    *("iterations", "rollout_steps", "generator", "discriminator", "bc.coefficient", "bc.evaluate_every"),
+    *("threads", "device", "compile", "matmul_precision", "evaluation", "checkpoint", "logger"),
+    *("env.evaluate", "env.train.workers", "env.train.step_timeout"),
+)
+
+
+def begin(cfg: DictConfig, run_dir: Path) -> None:
+    """Keep what a run begins with; refuse what one that is there already cannot go on with.
+
+    Raises:
+        ValueError: an option outside of `CAN_CHANGE` is another than it was.
+    """
+    if not (run_dir / CONFIG).exists():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
+    was, now = (OmegaConf.to_container(config, resolve=True) for config in (read_config(run_dir), cfg))
+    for key, before, after in _changes(was, now):
+        raise ValueError(
+            f"the run in {run_dir} began with {key}={before} and cannot go on with {after}: leave that out, or "
+            "train in another folder"
+        )
+
+
+def _changes(was: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Names and values, before and now, of what differs and cannot; an ``auto`` is what it was found to be."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for name in sorted(was.keys() | now.keys()):
+            inside = f"{key}.{name}" if key else name
+            if inside not in CAN_CHANGE:
+                yield from _changes(was.get(name), now.get(name), inside)
+    elif now not in (was, "auto"):
+        yield key, was, now
 
 
 class Run:
@@ -39,7 +74,6 @@ class Run:
         self.cfg, self.run_dir, self.started = cfg, run_dir, started
         self.generator, self.discriminator, self.player, self.seeds = generator, discriminator, player, seeds
         print(f"Run folder: {run_dir}")
-        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
         config = OmegaConf.to_container(cfg, resolve=True)
         self.logger: Logger = build(cfg.logger, run_dir=run_dir, total=cfg.iterations, config=config)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint.keep)
@@ -82,7 +116,8 @@ class Run:
     def checkpoint(self, env: BatchedEnv) -> None:
         """Write all that the run needs to go on bit for bit."""
         self.generator.averaged.save(self.run_dir / "policy.safetensors")
-        self.discriminator.save(self.run_dir)
+        if self.iteration:
+            self.discriminator.save(self.run_dir)  # before, it has learned nothing
         state = {
             "iteration": self.iteration,
             "env_steps": self.env_steps,
@@ -100,11 +135,27 @@ class Run:
         self.checkpoints.save(self.iteration, state | {name: part.state_dict() for name, part in parts.items()})
 
     def restore(self, env: BatchedEnv) -> bool:
-        """Go back to the newest checkpoint and drop what was logged after it; whether there was one."""
+        """Go back to the newest checkpoint and drop what was logged after it; whether there was one.
+
+        Raises:
+            ValueError: the run's checkpoints are gone, or the newest is of other parts than these.
+        """
         state = self.checkpoints.latest()
-        if state is None:
-            self.logger.resume(-1)
-            return False
+        if state is None and (self.run_dir / "policy.safetensors").exists():
+            raise ValueError(f"{self.run_dir}: its checkpoints are gone, so it cannot go on; train in another folder")
+        if state is not None:
+            try:
+                self._load(state, env)
+            except (KeyError, TypeError, RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f"{self.run_dir}: its newest checkpoint does not fit what is to go on from it "
+                    f"({str(error).splitlines()[-1].strip()}): leave out what was not asked for when it began"
+                ) from error
+        OmegaConf.save(self.cfg, self.run_dir / CONFIG, resolve=True)  # not before: what failed has changed nothing
+        self.logger.resume(-1 if state is None else self.iteration)
+        return state is not None
+
+    def _load(self, state: dict[str, Any], env: BatchedEnv) -> None:
         self.iteration, self.env_steps, self.best = state["iteration"], state["env_steps"], state["best"]
         self.started -= state["seconds"]
         self.generator.load_state_dict(state["generator"])
@@ -113,8 +164,6 @@ class Run:
         self.seeds.load_state_dict(state["seeds"])
         env.load_state_dict(state["env"], self.seeds)
         set_random_state(state["random"], self.generator.policy.fixed.device)
-        self.logger.resume(self.iteration)
-        return True
 
     def report(self, evaluator: Evaluator) -> None:
         """Play expert, random, cloned and trained policies from the same reset seeds; table, curves and film."""
@@ -132,6 +181,8 @@ class Run:
         results = report_results(self.run_dir, returns, seeds)
         if read_metrics(self.run_dir):  # who neither clones nor iterates has learned nothing that could be drawn
             self.logger.log_file("curves", learning_curves(self.run_dir))
+        if self.cfg.iterations and math.isnan(self.best):
+            print(f"No best.safetensors: checkpoint.best={self.cfg.checkpoint.best} was in no evaluation")
         if self.cfg.evaluation.video_episodes:
             filmed = {name: playing[name] for name in ("expert", self.cfg.algorithm) if name in playing}
             self.logger.log_file("video", evaluator.video(filmed, self.run_dir / "video.gif"))

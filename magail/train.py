@@ -20,9 +20,10 @@ from pathlib import Path
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from magail.config import build, check, one_clear_message
+from magail.config import build, check, one_clear_message, read_config
 from magail.demonstrations import Demonstrations
 from magail.devices import check_device, compiler_works, on_device, sensible_threads
 from magail.evaluate import Evaluator
@@ -31,7 +32,7 @@ from magail.opponents import against
 from magail.policy import Policy
 from magail.record import record_expert
 from magail.rollout import Player, collect
-from magail.run import Run
+from magail.run import Run, begin
 from magail.symmetries import RandomViews, in_all_views, shown, what_is_shared
 from magail.types import BatchedEnv, Seeds, Symmetries
 
@@ -40,6 +41,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     """Train as ``cfg`` says, in ``run_dir``, going on from its newest checkpoint where there is one; then report."""
     started = time.perf_counter()
     check(cfg)
+    begin(cfg, run_dir)
     torch.set_num_threads(cfg.threads or sensible_threads())
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     torch.set_flush_denormal(True)  # moments of units that died fade below 1e-38, and updates take twice as long
@@ -170,27 +172,42 @@ def with_resume(argv: list[str]) -> list[str]:
     if not folders:
         return argv
     folder = folders[-1].resolve()
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"resume={folders[-1]}: no run there (no config.yaml); give the folder that the run printed")
+    cfg = read_config(folder)
+    words = [word for word in argv[1:] if not word.startswith("resume=")]
+    for word in words:
+        key, _, value = word.partition("=")
+        if isinstance(cfg.get(key), DictConfig) and not value.startswith("{"):
+            raise ValueError(f"{word}: a run keeps its {key}, whose options are in its config.yaml; leave that out")
     options = ["--config-path", str(folder), "--config-name", "config"]
-    overrides = [f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
-    return [argv[0], *options, *(word for word in argv[1:] if not word.startswith("resume=")), *overrides]
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [argv[0], *options, *words, f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
+
+
+FAILED: list[str] = []  # the runs of a sweep that it went on without
 
 
 @hydra.main(version_base="1.3", config_path="pkg://magail_conf", config_name="config")
 def hydra_main(cfg: DictConfig) -> None:
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    hydra_cfg = HydraConfig.get()
+    run_dir = Path(hydra_cfg.runtime.output_dir)
     try:
         with one_clear_message():
             train(cfg, run_dir)
     except KeyboardInterrupt:
         sys.exit(f"stopped; go on with: python -m magail.train resume={run_dir}")
+    except SystemExit as error:
+        if hydra_cfg.mode != RunMode.MULTIRUN:
+            raise
+        FAILED.append(f"{run_dir}: {error}")
+        print(error)
 
 
 def main() -> None:
     with one_clear_message():
         sys.argv = with_resume(sys.argv)
     hydra_main()
+    if FAILED:
+        sys.exit("\n".join(["these runs of the sweep failed:", *FAILED]))
 
 
 if __name__ == "__main__":

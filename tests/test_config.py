@@ -9,8 +9,10 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from magail.config import TrainConfig, check
+from magail.config import EvaluateConfig, RecordConfig, TrainConfig, check
+from magail.evaluate import judge
 from magail.files import locate
+from magail.record import write
 
 CONF = Path(__file__).parent.parent / "conf"
 INJECTED = {  # what `magail` passes besides the YAML, by the target's beginning
@@ -87,7 +89,7 @@ def test_yaml_keys_are_the_arguments_of_what_they_configure(override):
         assert required <= keys | given, target
 
 
-def test_the_schema_is_config_yaml():
+def test_the_schemas_are_the_yaml_files():
     def compare(schema, cfg):
         hints = get_type_hints(schema)
         assert {field.name for field in fields(schema)} == set(cfg)
@@ -96,6 +98,9 @@ def test_the_schema_is_config_yaml():
                 compare(kind, cfg[name])
 
     compare(TrainConfig, composed())
+    compare(EvaluateConfig, composed(name="evaluate"))
+    record = composed(name="record")
+    compare(RecordConfig, {key: record[key] for key in record if key != "from"})
 
 
 EXPLAINED = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "env")  # those have a test of their own
@@ -156,9 +161,17 @@ def test_every_experiment_passes_the_check(experiment):
         (["bc.weight_decay=-1"], "bc.weight_decay=-1 must be auto or a number of at least 0"),
         (["bc.weight_decay=some"], "bc.weight_decay=some must be auto or a number of at least 0"),
         (["bc.learning_rate=-1"], "bc.learning_rate=-1 must be auto or a number of at least 0"),
-        (["demonstrations.held_out=1"], "held_out=1 must be from 0 to 0.9"),
+        (["demonstrations.held_out=1"], "held_out=1.0 must be from 0 to 0.9"),
         (["env.backend=vmas"], "vmas"),
+        (["generator.learning_rate=fast"], "PPO: learning_rate=fast must be a number"),
+        (["generator.policy.hidden_sizes=64"], "Policy: hidden_sizes=64 must be a list, each an integer"),
+        (["generator.policy.share_parameters=no"], "Policy: share_parameters=no must be true or false"),
+        (["discriminator.prior.dropout=null"], "Decentralized: dropout=null must be a number"),
+        (["env.batched.num_envs=1.5"], "SimpleSpread: num_envs=1.5 must be an integer"),
+        (["algorithm=iq", "generator.q_network.hidden_sizes=[a]"], "SoftQ: hidden_sizes=\\['a'\\] must be a list"),
         (["initial_policy={agent: [a, b]}"], "initial_policy: agent begins with one policy; name a run folder"),
+        (["algorithm=rl", "demonstrations.path=x.npz"], "demonstrations.path=x.npz is not read"),
+        (["algorithm=rl", "reward.checkpoint=x"], "reward.checkpoint is not read without reward=learned"),
         (["discriminator=none"], "nothing to learn from.*algorithm=sqil"),
         (["algorithm=sqil", "generator.expert_reward=null"], "nothing to learn from"),
     ],
@@ -166,6 +179,52 @@ def test_every_experiment_passes_the_check(experiment):
 def test_what_cannot_be_trained_is_refused_before_it_starts(overrides, message):
     with pytest.raises(ValueError, match=message):
         check(composed(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluation.final_episodes=1"], "evaluation.final_episodes=1 must be at least 2"),
+        (["evaluation.seed=-1"], "evaluation.seed=-1 must be at least 0"),
+        (["evaluation.most_likely=maybe"], "evaluation.most_likely: Value 'maybe'"),
+        (["checkpoint=[]"], "nobody is named who plays"),
+        (["checkpoint=math.pi"], "math.pi: not a function but 3.14"),
+        (["checkpoint=pkg://no_such/x.safetensors"], "No module named 'no_such'"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        judge(composed("env=simple_push", "env.mpe2.workers=0", *overrides, name="evaluate"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["episodes=0"], "episodes=0 must be at least 1"),
+        (["seed=-1"], "seed=-1 must be at least 0"),
+        (["most_likely=maybe"], "most_likely: Value 'maybe'"),
+        (["from=npz", "from.path=x.npz", "checkpoint=y"], "from= converts a file and checkpoint= plays a policy"),
+        (["output=2024"], "2024: demonstrations are saved as .npz"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        write(composed("env=simple_push", "env.mpe2.workers=0", "episodes=1", *overrides, name="record"))
+
+
+def test_values_have_the_types_of_the_schema():
+    cfg = composed("compile=no", "demonstrations.path=2024")
+    check(cfg)
+    assert cfg.compile is False
+    assert cfg.demonstrations.path == "2024"
+
+
+def test_a_configuration_of_another_version_says_so():
+    cfg = composed()
+    OmegaConf.set_struct(cfg, False)
+    del cfg.threads
+    with pytest.raises(ValueError, match="the configuration has no threads"):
+        check(cfg)
 
 
 def test_a_misspelt_override_is_refused_by_hydra():

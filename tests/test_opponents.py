@@ -78,9 +78,10 @@ def test_who_cannot_be_an_opponent(names):
         against(push(), dict.fromkeys(names, "nothing"), seed=0)
 
 
-def test_nobody_is_no_population():
-    with pytest.raises(ValueError, match="opponents: nobody is named for agent"):
-        against(push(), {"agent": []}, seed=0)
+@pytest.mark.parametrize("nobody", [[], None, ""])
+def test_nobody_is_no_opponent(nobody):
+    with pytest.raises(ValueError, match="nobody is named who plays"):
+        against(push(), {"agent": nobody}, seed=0)
 
 
 @pytest.mark.parametrize("source", [7, [7, 8]])

@@ -202,18 +202,23 @@ def test_runs_that_differ_in_the_seed_are_one_method(tmp_path: Path) -> None:
         picture.verify()
 
 
-def test_unfinished_and_missing_runs_are_listed_as_such(tmp_path: Path) -> None:
+def test_unfinished_damaged_and_missing_runs_are_listed_as_such(tmp_path: Path) -> None:
     finished, running = make_run(tmp_path / "a"), make_run(tmp_path / "b", None, iterations=4, seed=1)
     with open(running / "metrics.jsonl", "a") as file:
         file.write('{"iteration": 4, "env_st')  # is being written
     begun = tmp_path / "c"
     begun.mkdir()
     OmegaConf.save({"seed": 2, "lr": 1.0}, begun / "config.yaml")
-    markdown = compare([finished, running, begun, tmp_path / "missing"], tmp_path).read_text()
+    damaged = make_run(tmp_path / "d", None)
+    (damaged / "metrics.jsonl").write_text("{\n")
+    runs = [finished, running, begun, damaged, tmp_path / "missing"]
+    markdown = compare(runs, tmp_path).read_text()
     assert {Path(row[0]).name: row[3] for row in rows(markdown, "run")} == {
         "a": "finished",
         "b": "unfinished: 4 iterations, 400 environment steps",
         "c": "unfinished: 0 iterations, 0 environment steps",
+        "d": f"{damaged}/metrics.jsonl: damaged, or not written by magail (Expecting property name enclosed in double "
+        "quotes: line 1 column 2 (char 1))",
         "missing": "no run in this folder",
     }
 

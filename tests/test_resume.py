@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,8 +10,11 @@ import time
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from magail.checkpoint import Checkpoints
+from magail.train import train, with_resume
+from tests.test_config import composed
 
 ITERATIONS = 40
 OPTIONS = [
@@ -113,6 +117,69 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     assert process.returncode == 1
     assert f"resume={tmp_path}" in output.replace("\n", "")
     assert "Traceback" not in output
+
+
+CLONE = [*OPTIONS, "algorithm=bc", "bc.steps=2", "iterations=0", "symmetries=false", "env.mpe2.workers=0"]
+
+
+def kept(run_dir):
+    return {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["seed=1"], "began with seed=0 and cannot go on with 1"),
+        (["bc.steps=3"], "began with bc.steps=2 and cannot go on with 3"),
+        (["demonstrations.count=1"], "began with demonstrations.count=4"),
+        (["env.batched.num_envs=2"], "began with env.batched.num_envs=8"),
+        (["opponents={agent: x}"], "began with opponents=None"),
+        (["generator.policy.hidden_sizes=[5]"], "its newest checkpoint does not fit"),
+    ],
+)
+def test_a_run_does_not_go_on_as_another(changed, message, tmp_path):
+    train(composed(*CLONE), tmp_path)
+    before = kept(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        train(composed(*CLONE, *changed), tmp_path)
+    assert kept(tmp_path) == before
+
+
+def test_what_a_run_may_go_on_with(tmp_path):
+    train(composed(*CLONE), tmp_path)
+    changed = ["iterations=1", "evaluation.final_episodes=3", "generator.learning_rate=0", "checkpoint.keep=1"]
+    train(composed(*CLONE, *changed), tmp_path)
+    assert OmegaConf.load(tmp_path / "config.yaml").iterations == 1
+    assert logged(tmp_path)[-1]["iteration"] == 0
+
+
+def test_a_run_without_its_checkpoints_is_left_alone(tmp_path):
+    train(composed(*CLONE), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = kept(tmp_path)
+    with pytest.raises(ValueError, match="its checkpoints are gone"):
+        train(composed(*CLONE), tmp_path)
+    assert kept(tmp_path) == before
+
+
+def test_resume_in_a_folder_that_hydra_would_have_to_quote(tmp_path):
+    folder = tmp_path / "lr=0.1,it's (1)"
+    train(composed(*CLONE), folder)
+    finish(start(f"resume={folder}", "iterations=1"))
+    assert logged(folder)[-1]["iteration"] == 0
+
+
+def test_resume_refuses_another_choice_for_a_part(tmp_path):
+    train(composed(*CLONE), tmp_path)
+    with pytest.raises(ValueError, match="generator=trpo: a run keeps its generator"):
+        with_resume(["train", f"resume={tmp_path}", "generator=trpo"])
+
+
+@pytest.mark.parametrize("text", ["a: [", "", "- a"])
+def test_resume_of_a_damaged_configuration(text, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml: "):
+        with_resume(["train", f"resume={tmp_path}"])
 
 
 def test_resume_wants_a_run(tmp_path):

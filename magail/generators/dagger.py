@@ -13,7 +13,7 @@ from magail.demonstrations import Demonstrations
 from magail.experts import Source, load_expert
 from magail.experts import most_likely as most_likely_actions
 from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory
-from magail.policy import Policy
+from magail.policy import Policy, PolicyOptions
 from magail.population import Population
 from magail.ranges import check_range
 from magail.types import AgentGroup, JointTransition, Transition, concatenate
@@ -35,7 +35,7 @@ class DAgger:
         self,
         groups: Sequence[AgentGroup],
         *,
-        policy: dict[str, Any],
+        policy: PolicyOptions,
         expert: Source | None,
         most_likely: bool,
         capacity: int,

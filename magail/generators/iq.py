@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from magail.distributions import BoxDistribution, BoxHead, DiscreteHead
 from magail.generators.generator import PolicyAverage, RewardFn, refuse_clipped, refuse_memory
 from magail.generators.replay import Replay
 from magail.networks import Encoder, StackedMLP, follow, module_dict
-from magail.policy import Policy
+from magail.policy import Policy, PolicyOptions
 from magail.ranges import check_range
 from magail.types import AgentGroup, ByGroup, JointTransition, concatenate
 
@@ -212,8 +212,8 @@ class IQLearn:
         self,
         groups: Sequence[AgentGroup],
         *,
-        policy: dict[str, Any],
-        q_network: dict[str, Any],
+        policy: PolicyOptions,
+        q_network: Annotated[dict[str, Any], SoftQ],
         mixing: str,
         mixer: dict[str, Any],
         temperature: float,

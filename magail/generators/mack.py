@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from magail.advantage import masked_mean
 from magail.distributions import GaussianHead
 from magail.generators.on_policy import OnPolicy, Samples, falling
-from magail.networks import Actor, StackedLinear
+from magail.networks import Actor, CriticOptions, StackedLinear
 from magail.optim.kfac import KFAC
+from magail.policy import PolicyOptions
 from magail.ranges import check_range
 from magail.types import AgentGroup
 
@@ -35,8 +36,8 @@ class MACK(OnPolicy):
         self,
         groups: Sequence[AgentGroup],
         *,
-        policy: dict[str, Any],
-        critic: dict[str, Any],
+        policy: PolicyOptions,
+        critic: CriticOptions,
         learning_rate: float,
         critic_learning_rate: float,
         clip_kl: float,

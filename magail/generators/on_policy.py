@@ -12,8 +12,8 @@ from torch import Tensor
 from magail.advantage import gae, goes_on, normalize_per_agent
 from magail.demonstrations import Demonstrations
 from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory, with_afterlife
-from magail.networks import Critic
-from magail.policy import Policy
+from magail.networks import Critic, CriticOptions
+from magail.policy import Policy, PolicyOptions
 from magail.ranges import check_range
 from magail.types import AgentGroup, ByGroup, JointTransition, absorbing_transition
 
@@ -80,8 +80,8 @@ class OnPolicy:
         self,
         groups: Sequence[AgentGroup],
         *,
-        policy: dict[str, Any],
-        critic: dict[str, Any],
+        policy: PolicyOptions,
+        critic: CriticOptions,
         gamma: float,
         gae_lambda: float,
         absorbing: bool,

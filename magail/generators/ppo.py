@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from magail.advantage import masked_mean
 from magail.generators.on_policy import OnPolicy, Samples, falling
+from magail.networks import CriticOptions
+from magail.policy import PolicyOptions
 from magail.ranges import check_range
 from magail.types import AgentGroup
 
@@ -33,8 +35,8 @@ class PPO(OnPolicy):
         self,
         groups: Sequence[AgentGroup],
         *,
-        policy: dict[str, Any],
-        critic: dict[str, Any],
+        policy: PolicyOptions,
+        critic: CriticOptions,
         learning_rate: float,
         critic_learning_rate: float,
         final_learning_rate_fraction: float,

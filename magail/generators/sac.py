@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from magail.generators.generator import PolicyAverage, RewardFn, refuse_clipped,
 from magail.generators.q_networks import Choices, TwinCritics
 from magail.generators.replay import Replay, Sequences, at_step, n_step_return
 from magail.networks import follow
-from magail.policy import Policy
+from magail.policy import Policy, PolicyOptions
 from magail.ranges import check_range
 from magail.types import AgentGroup, ByGroup, JointTransition, absorbing_transition
 
@@ -42,8 +42,8 @@ class SAC:
         self,
         groups: Sequence[AgentGroup],
         *,
-        policy: dict[str, Any],
-        critic: dict[str, Any],
+        policy: PolicyOptions,
+        critic: Annotated[dict[str, Any], TwinCritics],
         learning_rate: float,
         critic_learning_rate: float,
         temperature_learning_rate: float,

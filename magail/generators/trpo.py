@@ -13,7 +13,8 @@ from torch import Tensor
 from magail.advantage import masked_mean
 from magail.distributions import Distribution
 from magail.generators.on_policy import OnPolicy, Samples
-from magail.networks import Actor
+from magail.networks import Actor, CriticOptions
+from magail.policy import PolicyOptions
 from magail.ranges import check_range
 from magail.types import AgentGroup
 
@@ -39,8 +40,8 @@ class TRPO(OnPolicy):
         self,
         groups: Sequence[AgentGroup],
         *,
-        policy: dict[str, Any],
-        critic: dict[str, Any],
+        policy: PolicyOptions,
+        critic: CriticOptions,
         max_kl: float,
         damping: float,
         cg_iterations: int,
