@@ -20,6 +20,7 @@ from tests.envs.playing import random_action
 from tests.envs.test_particle_tasks import discrete_and_continuous, each_case, make
 
 COPIES = 3 * len(VIEWS)
+NOBODY = JointTransition({})  # demonstrations that are not asked
 SAME_REWARD = {"rtol": 1e-3, "atol": 1e-3}  # contacts are stiff, and sums are taken in another order
 
 
@@ -102,7 +103,7 @@ def by_other_names(number, names):
 @pytest.mark.parametrize("number", [2, 3])
 def test_agents_and_their_landmarks_by_other_names(number, continuous):
     arguments = {"N": number, "continuous_actions": continuous}
-    found = landmarks_of_agents(make("simple_spread_v3", 64, **arguments), JointTransition({}))
+    found = landmarks_of_agents(make("simple_spread_v3", 64, **arguments), NOBODY)
     possible = list(itertools.permutations(range(number)))
     assert len(found) == len(possible)
     for symmetries, of_agent in zip(found, possible, strict=True):
@@ -117,7 +118,7 @@ def test_agents_and_their_landmarks_by_other_names(number, continuous):
 @discrete_and_continuous
 def test_agents_and_their_landmarks_by_other_names_beside_an_adversary(continuous):
     arguments = {"continuous_actions": continuous}
-    found = landmarks_of_agents(make("simple_adversary_v3", 64, **arguments), JointTransition({}))
+    found = landmarks_of_agents(make("simple_adversary_v3", 64, **arguments), NOBODY)
     assert len(found) == 2  # where there are two of each, whose is whose makes no difference
     for symmetries in found:
         called = [({}, {}), ({0: 1, 1: 0}, {1: 2, 2: 1})]
@@ -145,7 +146,7 @@ def test_what_is_alike_by_other_names(task, agents, continuous):
     number, *kinds = ALIKE[task, agents]
     called = list(itertools.product(*map(ways_to_call, kinds)))
     arguments = {"continuous_actions": continuous}
-    (symmetries,) = interchangeable(make(task, 64, **arguments), JointTransition({}), agents)
+    (symmetries,) = interchangeable(make(task, 64, **arguments), NOBODY, agents)
     assert symmetries.number == len(called)
     goes_on_as_its_views_say(task, arguments, symmetries, by_other_names(number, called))
 
@@ -155,7 +156,7 @@ def test_what_is_alike_by_other_names(task, agents, continuous):
     [({"num_obstacles": 1}, False), ({"num_obstacles": 0, "num_adversaries": 1}, True), ({"num_adversaries": 5}, True)],
 )
 def test_nothing_and_too_much_that_is_alike(arguments, agents):
-    assert interchangeable(make("simple_tag_v3", 4, **arguments), JointTransition({}), agents) == []
+    assert interchangeable(make("simple_tag_v3", 4, **arguments), NOBODY, agents) == []
 
 
 LANGUAGES = {  # by task the agents that speak, and the words that each of them says for each landmark, rarer ones last
@@ -232,7 +233,7 @@ def test_words_for_landmarks_that_were_no_goal_are_made_up():
 
 @pytest.mark.parametrize("number", [1, 5])
 def test_nothing_and_too_much_to_settle(number):
-    assert landmarks_of_agents(make("simple_spread_v3", 4, N=number), JointTransition({})) == []
+    assert landmarks_of_agents(make("simple_spread_v3", 4, N=number), NOBODY) == []
 
 
 def test_the_views_are_eight_and_the_first_shows_things_as_they_are():
@@ -254,6 +255,28 @@ def test_left_and_right_change_places_in_the_mirror():
     assert seen.flatten().tolist() == [-1.0, 2.0, -3.0, 4.0]
     renamed = symmetries.action["agent"].see(torch.arange(5).view(1, 5, 1), view)
     assert renamed.flatten().tolist() == [0, 2, 1, 3, 4]  # none, left, right, down, up
+
+
+@pytest.mark.parametrize("copies", [1, 8])
+@pytest.mark.parametrize("task", ["simple_push_v3", "simple_world_comm_v3"])
+def test_the_views_do_not_hang_on_the_number_of_copies(task, copies):
+    few, many = (interchangeable(make(task, number), NOBODY, agents=True)[0] for number in (copies, 300))
+    for name, change in many.obs.items():
+        assert torch.equal(few.obs[name].source, change.source), name
+        assert torch.equal(few.obs[name].sign, change.sign), name
+
+
+def test_numbers_that_are_always_the_same_are_not_taken_twice():
+    """simple_adversary's only landmark is its goal as well."""
+    for change in mirror_images_and_turns(make("simple_adversary_v3", 64, N=1)).obs.values():
+        numbers = torch.arange(change.source.shape[-1])
+        assert torch.equal(change.source.sort(-1).values, numbers.expand_as(change.source))
+
+
+def test_what_others_mean_by_words_cannot_be_asked():
+    """Where somebody else speaks, demonstrations are of the listener alone."""
+    world = make("simple_speaker_listener_v4", 64)
+    assert languages(world, NOBODY) == []
 
 
 def test_what_is_said_stays_what_it_was():

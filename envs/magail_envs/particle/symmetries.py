@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from magail_envs.particle.env import MOVES, ParticleEnv
 
 MOST = 4  # agents with a landmark each: five would have 120 views, in 120 ways
 MOST_NAMES = 48  # each in the eight views of the plane, too
+MANY = 256  # copies of a world in which no two numbers that it shows are equal by chance
 
 Order = tuple[int, ...]  # a permutation: thing i is now called order[i]
 
@@ -98,7 +99,7 @@ class Otherwise:
 
 
 def mirror_images_and_turns(world: ParticleEnv[Any]) -> Symmetries:
-    """The eight `Symmetries` of a ``world`` of this package, which has many copies and serves nothing else.
+    """The eight `Symmetries` of a ``world`` of this package, which serves nothing else.
 
     What a task's observations hold is not spelled out a second time: the world is turned and looked at again. Nothing
     in it depends on the directions of the axes, not even where episodes begin (but for simple_line, which turns a
@@ -112,7 +113,7 @@ def landmarks_of_agents(world: ParticleEnv[Any], demonstrations: JointTransition
     """What a team may have settled: which of n landmarks each of n agents of a group takes, in one of n! ways.
 
     Where agents and landmarks are renamed alike, everybody keeps to its own: n! views in each case. The ``world``, of
-    this package, which has many copies and serves nothing else, is renamed and looked at again; ``demonstrations`` are
+    this package, which serves nothing else, is renamed and looked at again; ``demonstrations`` are
     not asked.
 
     Returns:
@@ -135,7 +136,7 @@ def interchangeable(world: ParticleEnv[Any], demonstrations: JointTransition, ag
     """That nothing hangs on names: landmarks of a kind, and with ``agents`` those of a group, may be called anything.
 
     Obstacles are all the same to everybody, and three hunters to their prey; to each other they are if they have not
-    settled who does what. The ``world``, of this package, which has many copies and serves nothing else, is renamed and
+    settled who does what. The ``world``, of this package, which serves nothing else, is renamed and
     looked at again; ``demonstrations`` are not asked.
 
     Returns:
@@ -168,15 +169,20 @@ def languages(world: ParticleEnv[Any], demonstrations: JointTransition) -> list[
 
     That is what was said most in ``demonstrations [B]`` with each landmark as the speaker's goal. Words that were not
     said are divided among the landmarks, so that each has as many. Where landmarks and the words for them are renamed
-    alike, everybody is understood: n! views. The ``world``, of this package, which has many copies and serves nothing
-    else, is renamed and looked at again.
+    alike, everybody is understood: n! views. The ``world``, of this package, which serves nothing else, is renamed and
+    looked at again.
+
+    Returns:
+        none where somebody speaks whom no demonstrations are of.
     """
+    speakers = {role for role in world.rows if not world.kind[role].silent}
+    if not speakers <= demonstrations.groups.keys():
+        return []
     landmarks = len(world.world.landmarks)
     meant: list[list[Order]] = []  # of each of the world's agents, the words for each landmark
     for role, rows in world.rows.items():
-        speaks = not world.kind[role].silent
         nothing: list[list[Order]] = [[()] * landmarks] * (rows.stop - rows.start)
-        meant += _words(world, role, demonstrations.groups[role]) if speaks else nothing
+        meant += _words(world, role, demonstrations.groups[role]) if role in speakers else nothing
     views = []
     for order in itertools.permutations(range(landmarks)):
         called = [_along(order, *zip(*words, strict=True), number=world.symbols) for words in meant]
@@ -219,10 +225,8 @@ def _goals(world: ParticleEnv[Any], role: str, obs: Tensor) -> Tensor:
 
     It is what those numbers tell that depend on the goal alone.
     """
-    world.reset(itertools.count())
-    state = world.state_dict()["state"]
-    goals = [torch.full_like(state["goal"], landmark) for landmark in range(len(world.world.landmarks))]
-    looks = _observations(world, [state | {"goal": goal} for goal in goals])
+    landmarks = range(len(world.world.landmarks))
+    looks = _looks(world, lambda state: [state | {"goal": torch.full_like(state["goal"], goal)} for goal in landmarks])
     seen = torch.stack([obs[role].cpu() for obs in looks])  # [landmarks, E, A, O]
     telling = (seen == seen[:, :1]).flatten(0, 2).all(0) & (seen[0] != seen[1:]).flatten(0, 2).any(0)  # [O]
     return (obs[:, None, :, telling] - seen[:, 0][..., telling]).abs().sum(-1).argmin(1)
@@ -235,12 +239,7 @@ def _said(world: ParticleEnv[Any], role: str, action: Tensor) -> Tensor:
 
 
 def _symmetries(world: ParticleEnv[Any], views: Sequence[View]) -> Symmetries:
-    world.reset(itertools.count())
-    random = torch.Generator(world.device).manual_seed(0)
-    world.state["vel"].uniform_(-1, 1, generator=random)
-    world.state["speech"].uniform_(-1, 1, generator=random)
-    state = world.state_dict()["state"]  # a copy: looking changes the world's own
-    seen = list(_observations(world, (view.state(state, world) for view in views)))
+    seen = _looks(world, lambda state: [view.state(state, world) for view in views])
     groups = {name: range(rows.start, rows.stop) for name, rows in world.rows.items()}
     agents = {name: torch.tensor([view.agents(rows) for view in views]).argsort(-1) for name, rows in groups.items()}
     return Symmetries(
@@ -251,11 +250,27 @@ def _symmetries(world: ParticleEnv[Any], views: Sequence[View]) -> Symmetries:
     )
 
 
-def _observations(world: ParticleEnv[Any], states: Iterable[dict[str, Tensor]]) -> Iterator[ByGroup]:
-    """What is seen in each of the ``states`` of a world that has been reset."""
-    began = world.state_dict()
-    for state in states:
-        world.load_state_dict(began | {"state": state}, itertools.count())
+def _looks(
+    world: ParticleEnv[Any], changed: Callable[[dict[str, Tensor]], Sequence[dict[str, Tensor]]]
+) -> list[ByGroup]:
+    """What is seen in each of the states that a random one is ``changed`` to, in `MANY` copies at least."""
+    random, seeds = torch.Generator(world.device).manual_seed(0), itertools.count()
+    rounds = [list(_observations(world, changed, seeds, random)) for _ in range(math.ceil(MANY / world.num_envs))]
+    return [{name: torch.cat([obs[name] for obs in same]) for name in same[0]} for same in zip(*rounds, strict=True)]
+
+
+def _observations(
+    world: ParticleEnv[Any],
+    changed: Callable[[dict[str, Tensor]], Sequence[dict[str, Tensor]]],
+    seeds: Iterator[int],
+    random: torch.Generator,
+) -> Iterator[ByGroup]:
+    world.reset(seeds)
+    world.state["vel"].uniform_(-1, 1, generator=random)
+    world.state["speech"].uniform_(-1, 1, generator=random)
+    began = world.state_dict()  # a copy: looking changes the world's own
+    for state in changed(began["state"]):
+        world.load_state_dict(began | {"state": state}, seeds)
         yield world.obs
 
 
@@ -279,11 +294,22 @@ def _columns(obs: Tensor) -> np.ndarray:
 
 
 def _found(after: np.ndarray, before: np.ndarray) -> list[tuple[int, int]]:
-    """For each row of ``after [O, E]`` the row of ``before`` that it is up to a sign, best its own; and the sign."""
-    places = [(sign, row) for sign in (1, -1) for row in range(len(before))]
-    rows = {(sign * before[row] + 0.0).tobytes(): (row, sign) for sign, row in reversed(places)}
+    """For each row of ``after [O, E]`` one of ``before`` that it is up to a sign, best its own, and the sign."""
     own = (after == before).all(1)
-    return [(number, 1) if own[number] else rows[seen.tobytes()] for number, seen in enumerate(after)]
+    rows: dict[bytes, list[tuple[int, int]]] = {}
+    for sign, row in itertools.product((-1, 1), reversed(np.flatnonzero(~own).tolist())):
+        rows.setdefault((sign * before[row] + 0.0).tobytes(), []).append((row, sign))
+    found, taken = [], set()
+    for number, seen in enumerate(after):
+        if own[number]:
+            found.append((number, 1))
+            continue
+        alike = rows[seen.tobytes()]
+        while alike[-1][0] in taken:
+            alike.pop()
+        found.append(alike.pop())
+        taken.add(found[-1][0])
+    return found
 
 
 def _action(world: ParticleEnv[Any], group: AgentGroup, views: Sequence[View]) -> Change:
