@@ -142,7 +142,10 @@ def main() -> None:
         "trained on the true reward": reinforced("true"),
     }
     env = SimpleSpread("simple_spread", {}, 1)
-    rewards = [LearnedReward(env.groups, None, None, checkpoint=str(folder), shaping=False) for folder in imitated]
+    rewards = [
+        LearnedReward(env.groups, None, None, checkpoint=str(folder), shaping=False, absorbing=True)
+        for folder in imitated
+    ]
     found = [correlations(reward) for reward in rewards]
     command = shlex.join(["python", "-m", "benchmarks.reward_transfer", *sys.argv[1:]])
     sections = [

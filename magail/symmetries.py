@@ -44,8 +44,14 @@ def _in_all_views(demonstrations: Demonstrations, symmetries: Symmetries) -> Dem
     views = torch.arange(number, device=demonstrations.device).repeat_interleave(steps)
     seeds = demonstrations.seeds.repeat(number)
     seeds[len(demonstrations) :] = -1
+    ends = demonstrations.whole_ends
+    if ends is not None:  # those of who comes to each place, in the mean over the views
+        each = {name: share.expand(number, -1) for name, share in ends.items()}
+        placed = symmetries.places(each, torch.arange(number, device=demonstrations.device))
+        ends = {name: share.mean(0, keepdim=True) for name, share in placed.items()}
     return replace(
         demonstrations,
+        whole_ends=ends,
         transitions=symmetries.see(demonstrations.transitions.rows(index), views),
         lengths=demonstrations.lengths.repeat(number),
         seeds=seeds,

@@ -575,6 +575,70 @@ def test_absorbing_steps_are_told_apart_too(airl_discount):
     assert (discriminator.reward(after)["wolf"][mask] < -0.5).all()
 
 
+def test_potentials_do_not_pay_for_the_length_of_an_episode():
+    """Of episodes from the same observation f pays the same more than g, however long they are."""
+    torch.manual_seed(0)
+    discount = 0.9
+    f = make(absorbing=True, airl_discount=discount).prior
+    start = random_batch(TWO_SIDES, 1)
+    more = []
+    for length in (1, 3, 20):
+        steps = random_batch(TWO_SIDES, length)
+        for name, group in steps.groups.items():
+            group.obs[0] = start.groups[name].obs[0]
+            group.next_obs[:-1] = group.obs[1:]
+            group.terminated = group.mask & (torch.arange(length) == length - 1).unsqueeze(-1)
+        after = absorbing_transition(steps[-1:])
+        of_steps = (f(steps)["wolf"] - f.g(steps)["wolf"]).detach()
+        of_after = (f(after)["wolf"] - f.g(after)["wolf"]).detach()
+        weights = discount ** torch.arange(length + 1)
+        weights[-1] /= 1 - discount  # for ever
+        more.append((torch.cat([of_steps, of_after]) * weights.unsqueeze(-1)).sum(0))
+    torch.testing.assert_close(more[1], more[0])
+    torch.testing.assert_close(more[2], more[0])
+
+
+def test_steps_in_which_nobody_lives_do_not_count():
+    """Where opponents play on, a rollout has rows without anybody; demonstrations are sampled without such."""
+    weights = []
+    for length in (4, 40):
+        discriminator = make(absorbing=True, steps=1)
+        rollout = random_batch(TWO_SIDES, length, 8)
+        for group in rollout.groups.values():
+            group.mask[4:] = False
+            group.terminated = torch.zeros_like(group.mask)
+            group.terminated[3] = True
+        seen = []
+        discriminator._step = lambda generated, *_, seen=seen: seen.append(generated) or {}
+        discriminator.update(rollout, source(lambda n: random_batch(TWO_SIDES, n)), Policy(TWO_SIDES))
+        weights.append(seen[0].groups["wolf"].mask.float().mean().item())
+    assert weights == [1.0, 1.0]
+
+
+def test_noise_leaves_alone_what_is_no_observation():
+    features = make(airl_discount=0.9).prior.features(random_batch(TWO_SIDES, 8))
+    noisy = with_noise(Examples(features, {}, torch.ones(()), {}), 0.5).features
+    same = {name for name, x in features.items() if torch.equal(noisy[name], x)}
+    assert same == {f"flag/{kind}/{group}" for kind in ("left", "reached") for group in ("wolf", "sheep")}
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_how_well_it_knows_held_out_demonstrations(prior):
+    """Not asked of the zero-sum prior, to which an expert against an expert is neither side's."""
+    discriminator = make(prior)
+    discriminator.held_out = SimpleNamespace(transitions=random_batch(TWO_SIDES, 8))
+    info = discriminator.update(random_batch(TWO_SIDES, 4, 4), discriminator_source(), Policy(TWO_SIDES))
+    assert ("discriminator/held_out_accuracy" in info) == (prior is not ZeroSum)
+
+
+@pytest.mark.parametrize("absorbing", [False, True])
+def test_a_reward_is_used_as_it_was_learned(absorbing, tmp_path):
+    make(absorbing=absorbing).save(tmp_path)
+    LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=False, absorbing=absorbing)
+    with pytest.raises(ValueError, match=f"learned with discriminator.absorbing={absorbing}"):
+        LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=False, absorbing=not absorbing)
+
+
 @pytest.mark.parametrize(("discount", "weight"), [(0.5, 1.0), (0.9, 9.0)])
 def test_absorbing_steps_weigh_what_is_to_be_expected(discount, weight):
     """Two in 80 of the expert's steps end and one in ten of the generator's, all alike: the logits of the optimum.
@@ -628,18 +692,18 @@ def test_a_learned_reward_is_kept_and_used_again(prior, airl_discount, tmp_path)
     discriminator.update(random_batch(TWO_SIDES, 8, 8), discriminator_source(), Policy(TWO_SIDES))
     discriminator.save(tmp_path)
     rollout = random_batch(TWO_SIDES, 3, 4)
-    learned = LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=False)
+    learned = LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=False, absorbing=False)
     for name, reward in learned.reward(rollout).items():
         torch.testing.assert_close(reward, discriminator.learned_reward(rollout)[name])
-    whole = LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=None)
+    whole = LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=None, absorbing=False)
     f = discriminator.prior(rollout.flatten())["wolf"].unflatten(0, (3, 4))
     torch.testing.assert_close(whole.reward(rollout)["wolf"], f * discriminator.prior.sign("wolf"))
     if airl_discount:
-        shaped = LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=True)
+        shaped = LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=True, absorbing=False)
         torch.testing.assert_close(shaped.reward(rollout)["wolf"], f)
     else:
         with pytest.raises(ValueError, match="only AIRL's reward has a shaping term"):
-            LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=True)
+            LearnedReward(TWO_SIDES, None, None, checkpoint=str(tmp_path), shaping=True, absorbing=False)
 
 
 @pytest.mark.parametrize("airl_discount", [None, 0.9])
@@ -647,14 +711,14 @@ def test_a_learned_reward_of_images_is_kept(airl_discount, tmp_path):
     rollout = random_batch(SIGHTED, 3, 4)
     discriminator = make(Centralized, groups=SIGHTED, airl_discount=airl_discount, prior_options=IMAGES)
     discriminator.save(tmp_path)
-    learned = LearnedReward(SIGHTED, None, None, checkpoint=str(tmp_path), shaping=False)
+    learned = LearnedReward(SIGHTED, None, None, checkpoint=str(tmp_path), shaping=False, absorbing=False)
     for name, reward in learned.reward(rollout).items():
         torch.testing.assert_close(reward, discriminator.learned_reward(rollout)[name])
 
 
 def test_learned_rewards_that_do_not_fit_are_refused(tmp_path):
     def load(groups, path):
-        return LearnedReward(groups, None, None, checkpoint=path, shaping=False)
+        return LearnedReward(groups, None, None, checkpoint=path, shaping=False, absorbing=False)
 
     make().save(tmp_path)
     with pytest.raises(ValueError, match=r"reward=learned needs reward\.checkpoint"):

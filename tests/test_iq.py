@@ -342,6 +342,20 @@ def test_it_imitates_the_walk(form, seed):
     assert fresh_return(env, generator.averaged) > expert - 1.5  # chance is about 14 below
 
 
+def test_the_target_begins_with_what_was_cloned():
+    generator = iq(TWO_SIDES, polyak=0.0, steps=1)
+    with torch.no_grad():
+        for parameter in generator.policy.parameters():
+            parameter += 0.1
+    cloned = {name: x.clone() for name, x in generator.soft_q.state_dict().items()}
+    for _ in range(2):  # a target that follows at a rate of 0 stays what it was at first
+        expert = Steps(random_batch(TWO_SIDES, 64))
+        generator.update(random_batch(TWO_SIDES, 10, 10), no_reward, demonstrations=expert)
+    target = generator.target.state_dict()
+    assert all(torch.equal(x, cloned[name]) for name, x in target.items() if "normalizers" not in name)
+    assert not all(torch.equal(x, target[name]) for name, x in generator.soft_q.state_dict().items())
+
+
 @pytest.mark.parametrize("task", [Matching, Walk])
 def test_it_goes_on_bit_for_bit(task, tmp_path):
     def start():

@@ -1,6 +1,7 @@
 """Demonstrations and episodes in all views of an environment."""
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -242,6 +243,14 @@ def test_agents_that_change_places_take_everything_along():
         episode = seen.episode(index).groups["agent"]
         candidates = [images.episode(index + 40 * view).groups["agent"] for view in range(convention.number)]
         assert any(torch.allclose(episode.obs, image.obs, atol=1e-5) for image in candidates)
+
+
+def test_ends_counted_before_subsampling_change_places_too():
+    ends = {"agent": torch.tensor([[0.3, 0.0, 0.0]])}
+    _, demonstrations = played(spread(8), Settled((0, 1, 2)))
+    convention = landmarks_of_agents(spread(64), demonstrations.transitions)[0]
+    images = in_all_views(replace(demonstrations, whole_ends=ends), convention)
+    torch.testing.assert_close(images.ends["agent"], torch.full((1, 3), 0.1))
 
 
 def disturbed(groups, box="gaussian"):

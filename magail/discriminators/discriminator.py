@@ -120,7 +120,7 @@ class Discriminator:
 
     def update(self, rollout: JointTransition, demonstrations: Demonstrations, policy: Policy) -> dict[str, float]:
         """Train on a rollout ``[T, E]`` and demonstrations; the numbers are means over the steps."""
-        generated = rollout.flatten()
+        generated = _living(rollout.flatten())
         seen = concatenate([generated, *self.past])
         ends = {"expert": demonstrations.ends, "generated": share_of_ends(seen)} if self.absorbing else {}
         self.prior.train()
@@ -131,7 +131,7 @@ class Discriminator:
         self.prior.eval()
         self.past.append(generated)
         info = mean_info(infos)
-        if self.held_out is not None:
+        if self.held_out is not None and not isinstance(self.prior, ZeroSum):  # which nowhere says that all is expert
             info["held_out_accuracy"] = self._held_out_accuracy(self.held_out.transitions, policy)
         self._update_scales(generated)
         return {f"discriminator/{key}": value for key, value in info.items()}
@@ -259,7 +259,7 @@ class Discriminator:
 
     def save(self, run_dir: Path) -> None:
         """Write the learned reward, for `LearnedReward`."""
-        save_reward(run_dir / REWARD_FILE, self.prior)
+        save_reward(run_dir / REWARD_FILE, self.prior, self.absorbing)
 
     def state_dict(self) -> dict[str, Any]:
         past = [{name: vars(group) for name, group in rollout.groups.items()} for rollout in self.past]
@@ -276,8 +276,16 @@ class Discriminator:
         self.optimizer.load_state_dict(state["optimizer"])
         for name, scale in self.scales.items():
             scale.load_state_dict(state["scales"][name])
+        device = next(self.prior.parameters()).device  # a checkpoint is read to the CPU
         for rollout in state["past"]:
-            self.past.append(JointTransition({name: Transition(**group) for name, group in rollout.items()}))
+            past = JointTransition({name: Transition(**group) for name, group in rollout.items()})
+            self.past.append(past.map(lambda x: x.to(device)))
+
+
+def _living(batch: JointTransition) -> JointTransition:
+    """The steps of a batch ``[B]`` in which somebody lives, as demonstrations are sampled from; opponents play on."""
+    alive = torch.cat(list(batch.field("mask").values()), -1).any(-1)
+    return batch if alive.all() else batch[alive]
 
 
 def _as_target(target: float, weight: ByGroup) -> Tensor:

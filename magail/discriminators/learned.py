@@ -18,23 +18,25 @@ REWARD_FILE = "reward.safetensors"  # in a run folder
 PRIORS: dict[str, type[Prior]] = {prior.__name__: prior for prior in (Decentralized, Centralized, Single, ZeroSum)}
 
 
-def save_reward(path: Path, reward: Prior | Shaped) -> None:
-    """Write the networks and what rebuilds them as safetensors, atomically."""
+def save_reward(path: Path, reward: Prior | Shaped, absorbing: bool) -> None:
+    """Write the networks and what rebuilds them as safetensors, atomically; ``absorbing``: also of absorbing steps."""
     prior = reward.g if isinstance(reward, Shaped) else reward
     description = {
         "agents": {group.name: list(group.agents) for group in reward.groups},
         "prior": type(prior).__name__,
         "options": prior.options,
         "discount": reward.discount if isinstance(reward, Shaped) else None,
+        "absorbing": absorbing,
     }
     write_weights(path, reward.state_dict(), description)
 
 
-def load_reward(path: Path, groups: Sequence[AgentGroup]) -> Prior | Shaped:
+def load_reward(path: Path, groups: Sequence[AgentGroup], absorbing: bool) -> Prior | Shaped:
     """What `save_reward` wrote, for the agents of ``groups``.
 
     Raises:
-        ValueError: no such file, no learned reward in it, or one for other agents or spaces.
+        ValueError: no such file, no learned reward in it, or one for other agents or spaces, or that was learned with
+            or without absorbing steps where it is asked for the other.
     """
     if path.is_dir():
         path = path / REWARD_FILE
@@ -42,6 +44,11 @@ def load_reward(path: Path, groups: Sequence[AgentGroup]) -> Prior | Shaped:
         raise ValueError(f"{path}: no learned reward there; give the folder of a run with a discriminator")
     description, weights = read_weights(path, "reward", ("agents", "prior", "options", "discount"))
     options, discount = description["options"], description["discount"]
+    if description.get("absorbing", absorbing) != absorbing:  # files of before say nothing
+        raise ValueError(
+            f"{path}: learned with discriminator.absorbing={not absorbing}, without which it is another reward where "
+            f"agents terminate; set that"
+        )
     kind = PRIORS.get(description["prior"])
     if kind is None:
         known = ", ".join(PRIORS)
@@ -89,6 +96,7 @@ class LearnedReward(FixedReward):
     Of AIRL's f the policy gets all, or g alone where ``shaping`` is False. Both have the same optimal policies, in a
     changed environment too (Fu et al. 2018, section 5), but g has to be learned to a far higher precision: where one
     step moves little, ``discount * h(s') - h(s)`` is most of f. Of other discriminators the policy gets the logits.
+    ``absorbing``: what follows on terminations is rewarded too, for ever; the generator follows suit.
 
     Raises:
         ValueError: as `load_reward`, or ``shaping`` of a reward that has none.
@@ -102,10 +110,11 @@ class LearnedReward(FixedReward):
         *,
         checkpoint: str | None,
         shaping: bool | None,
+        absorbing: bool,
     ) -> None:
         if checkpoint is None:
             raise ValueError("reward=learned needs reward.checkpoint=RUN_FOLDER, of a run with a discriminator")
-        learned = load_reward(Path(checkpoint), groups)
+        learned = load_reward(Path(checkpoint), groups, absorbing)
         if shaping and not isinstance(learned, Shaped):
             raise ValueError(f"{checkpoint}: only AIRL's reward has a shaping term; set reward.shaping=null")
         self.logits = learned.g if isinstance(learned, Shaped) and shaping is False else learned

@@ -18,6 +18,8 @@ from torch.nn.utils import parametrize
 from magail.networks import StackedLinear, StackedMLP
 from magail.types import ByGroup
 
+FLAG = "flag/"  # begins the names of features that say what a step is, not what was observed in it
+
 
 @dataclass
 class Examples:
@@ -51,7 +53,9 @@ def _rows(examples: Examples) -> int:
 
 def with_noise(examples: Examples, std: float) -> Examples:
     """Gaussian noise on the features, whose observations have unit variance (Arjovsky & Bottou 2017, 1701.04862)."""
-    noisy = {name: x + std * torch.randn_like(x) for name, x in examples.features.items()}
+    noisy = {
+        name: x if name.startswith(FLAG) else x + std * torch.randn_like(x) for name, x in examples.features.items()
+    }
     return replace(examples, features=noisy)
 
 

@@ -103,9 +103,14 @@ class PolicyAverage:
         self._policy, self._average, self._updates, self.averaging = policy, copy.deepcopy(policy), 0, averaging
 
     @property
+    def begun(self) -> bool:
+        """Whether there has been an update; what was cloned before is where training starts from."""
+        return self._updates > 0
+
+    @property
     def policy(self) -> Policy:
         """One and the same at any time."""
-        if not self._updates:
+        if not self.begun:
             self._average.load_state_dict(self._policy.state_dict())
         return self._average
 

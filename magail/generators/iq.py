@@ -281,6 +281,8 @@ class IQLearn:
         if demonstrations is None:
             raise ValueError("IQ-Learn imitates demonstrations, but there are none: set demonstrations.count")
         self.policy.observe(rollout)
+        if self.target is not None and not self.average.begun:
+            self.target.load_state_dict(self.soft_q.state_dict())  # which cloning has changed since
         if self.num_experts < self.batch_size:
             self.replay.push(rollout)
         infos = [self._step(self._sample(demonstrations), extra_loss) for _ in range(self.steps)]

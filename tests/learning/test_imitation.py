@@ -158,7 +158,7 @@ def test_airls_reward_of_the_state_teaches_where_actions_do_the_opposite(seed, s
     airl = {"airl_discount": 0.9, "gradient_penalty": 0.0, "steps": 20, "prior_options": {"inputs": ["obs"]}}
     imitator, discriminator = adversaries(env, demonstrations, 120, seed, **airl)
     discriminator.save(tmp_path)
-    reward = LearnedReward(changed.groups, None, None, checkpoint=str(tmp_path), shaping=shaping)
+    reward = LearnedReward(changed.groups, None, None, checkpoint=str(tmp_path), shaping=shaping, absorbing=False)
     generator = PPO(changed.groups, **OPTIONS)
     changed.reset(Seeds(seed))
     for _ in range(120):
