@@ -25,6 +25,7 @@ from magail.types import BatchedEnv, BatchedEnvWrapper, ByGroup, Step, Symmetrie
 
 FOLDS = 5  # of the cross-validation that asks demonstrations
 TRIAL_STEPS = 800  # of cloning at most, enough to tell two clones apart
+CERTAIN = 0.05  # nats with which actions are as good as predicted: a probability of 95 %
 TRIAL_RATE = 4e-3  # at the learning rate of cloning itself clones of many images would not get far enough in those
 
 Trial = Callable[[Demonstrations], Policy]  # a short clone
@@ -83,9 +84,9 @@ def what_is_shared(
 
     Clones of demonstrations as they are, in all ``views``, and in those times the likeliest of the ``conventions``
     predict other demonstrations: by their mean likelihood in a cross-validation, at the end of cloning. What a clone
-    was at its best says less: nobody stops there, and the fewer the images, the sooner it is passed. Of answers within
-    a standard error of the best (paired by folds) the one with most images is taken, which longer cloning overfits
-    least. A lone demonstration cannot be asked, and nothing then speaks against the last.
+    was at its best says less: nobody stops there, and the fewer the images, the sooner it is passed. Of answers that
+    are as good (`last_as_good`) the one with most images is taken, which longer cloning overfits least. A lone
+    demonstration cannot be asked, and nothing then speaks against the last.
 
     Args:
         new_policy: makes one like what is to be cloned into.
@@ -110,17 +111,18 @@ def what_is_shared(
         for answer in answers:
             symmetries = shown(answer, views, conventions)
             losses.append([_loss(trial(in_all_views(some, *symmetries)), others) for some, others in folds])
-    return answers[last_within_standard_error(torch.tensor(losses))]
+    return answers[last_as_good(torch.tensor(losses))]
 
 
-def last_within_standard_error(losses: Tensor) -> int:
-    """The last row of ``losses [answers, folds]`` whose mean is at most a standard error above the least.
+def last_as_good(losses: Tensor) -> int:
+    """The last row of ``losses [answers, folds]`` whose mean is at most a standard error above the least, or `CERTAIN`.
 
-    The error is of their mean difference over the folds: the rule of Breiman et al. (1984), paired.
+    The error is of their mean difference over the folds: the rule of Breiman et al. (1984), paired. It is next to
+    nothing where demonstrators leave nothing to chance, and so is what more images then cost.
     """
     behind = losses - losses[losses.mean(1).argmin()]
     tied = behind.mean(1) <= behind.std(1) / len(losses[0]) ** 0.5
-    return int(tied.nonzero().max())
+    return int((tied | (losses.mean(1) <= CERTAIN)).nonzero().max())
 
 
 def likeliest(conventions: Sequence[Symmetries], demonstrations: Demonstrations, trial: Trial) -> int:

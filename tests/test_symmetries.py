@@ -15,7 +15,7 @@ from magail.rollout import play_episodes
 from magail.symmetries import (
     RandomViews,
     in_all_views,
-    last_within_standard_error,
+    last_as_good,
     what_is_shared,
 )
 from magail.types import AgentGroup, Renamed, Reordered, Symmetries
@@ -186,10 +186,11 @@ def test_a_lone_demonstration_is_taken_in_all_views():
         ([[1.0, 2.0, 3.0], [1.5, 1.5, 3.2]], 1),  # 0.5, -0.5 and 0.2 behind: 0.067 +- 0.296
         ([[1.0, 2.0, 3.0], [0.9, 1.9, 2.9], [1.2, 2.4, 3.6]], 1),  # the third 0.5 behind the best, +- 0.115
         ([[2.0, 2.0], [1.0, 1.0], [0.0, 0.0]], 2),
+        ([[0.001, 0.001], [0.04, 0.04], [0.06, 0.06]], 1),  # errors of 0, and both of the first predict what was done
     ],
 )
 def test_of_answers_that_are_as_good_the_last_is_taken(losses, answer):
-    assert last_within_standard_error(torch.tensor(losses)) == answer
+    assert last_as_good(torch.tensor(losses)) == answer
 
 
 def spread(num_envs):

@@ -15,6 +15,7 @@ from magail_envs.particle.symmetries import (
     landmarks_of_agents,
     languages,
     mirror_images_and_turns,
+    one_time_pad,
 )
 from tests.envs.playing import random_action
 from tests.envs.test_particle_tasks import discrete_and_continuous, each_case, make
@@ -229,6 +230,53 @@ def test_words_for_landmarks_that_were_no_goal_are_made_up():
     orders = torch.tensor(list(itertools.permutations(range(3))))
     assert torch.equal(names[:, 0] == 0, orders[:, 2] == 2)  # the word 0 stays where landmark 2 does
     assert len(names.unique(dim=0)) == 6
+
+
+class Encrypting:
+    """Alice says word 3 where bit and key are the same and 1 where not, Bob guesses accordingly, Eve always 1."""
+
+    def __init__(self, world):
+        self.world = world
+
+    def act(self, obs, generator=None):
+        bit, key = obs["alice"][..., :2].argmax(-1), obs["alice"][..., 4:6].argmax(-1)
+        said = obs["bob"][..., 4:]
+        guess = torch.where(said[..., 3] > 0, key, 1 - key)  # [E, 1]
+        words = {"alice": 3 - 2 * (bit ^ key), "bob": guess, "eve": torch.ones_like(guess)}
+        action = {role: word.unsqueeze(-1) for role, word in words.items()}
+        if self.world.arguments.continuous_actions:
+            action = {role: F.one_hot(word, 4).float() for role, word in words.items()}
+        return action, {role: torch.zeros_like(word, dtype=torch.float32) for role, word in words.items()}
+
+
+@discrete_and_continuous
+def test_one_time_pad(continuous):
+    """Of a bit and a key that are the same it makes all four, in each of which what was done is right."""
+    world = make("simple_crypto_v3", 1, continuous_actions=continuous)
+    world.reset(itertools.count(4))
+    steps = collect(world, Encrypting(world), 20)[0].flatten()
+    (symmetries,) = one_time_pad(make("simple_crypto_v3", 64, continuous_actions=continuous), steps)
+    met = set()
+    for view in range(symmetries.number):
+        seen = symmetries.see(steps, torch.full((20,), view))
+        obs, action = seen.field("obs"), seen.field("action")
+        bit, key = (obs["alice"][0, 0, at : at + 2].argmax().item() for at in (0, 4))
+        met.add((bit, key))
+        said = action["alice"] if continuous else F.one_hot(action["alice"][..., 0], 4).float()
+        assert ((said.argmax(-1) == 3) == (bit == key)).all()
+        assert torch.equal(said[:-1], obs["bob"][1:, :, 4:])  # it is heard as it was said
+        played, _ = Encrypting(world).act(obs)
+        for role in ("bob", "eve"):
+            assert torch.equal(action[role][1:], played[role][1:])  # at first there is no word to guess by
+    assert met == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+def test_who_did_not_hear_alice_settles_nothing():
+    assert one_time_pad(make("simple_crypto_v3", 4), NOBODY) == []
+
+
+def test_a_world_without_places_looks_the_same_from_all_sides():
+    assert mirror_images_and_turns(make("simple_crypto_v3", 64)).number == 1
 
 
 @pytest.mark.parametrize("number", [1, 5])

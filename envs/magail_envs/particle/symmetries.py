@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,13 +63,19 @@ VIEWS = [Turned(*which) for which in itertools.product((False, True), repeat=3)]
 
 
 class Otherwise:
-    """Landmarks, agents (each of its group's) and each agent's words by other names; None: by their own.
+    """Landmarks, agents (each of its group's), each agent's words and keys by other names; None: by their own.
 
     Whoever has a landmark as its goal has it still, whatever it is called.
     """
 
-    def __init__(self, landmarks: Order, agents: Order | None = None, words: Sequence[Order] | None = None) -> None:
-        self.landmarks, self.order, self.words = landmarks, agents, words
+    def __init__(
+        self,
+        landmarks: Order,
+        agents: Order | None = None,
+        words: Sequence[Order] | None = None,
+        keys: Order | None = None,
+    ) -> None:
+        self.landmarks, self.order, self.words, self.keys = landmarks, agents, words, keys
 
     def state(self, state: dict[str, Tensor], world: ParticleEnv[Any]) -> dict[str, Tensor]:
         number = len(world.world.agents)
@@ -86,6 +93,8 @@ class Otherwise:
         }
         if "goal" in state:
             renamed["goal"] = names.to(state["goal"].device)[state["goal"]]
+        if self.keys:
+            renamed["key"] = torch.tensor(self.keys, device=state["key"].device)[state["key"]]
         return state | renamed
 
     def controls(self, controls: Tensor, agent: int) -> Tensor:
@@ -190,6 +199,35 @@ def languages(world: ParticleEnv[Any], demonstrations: JointTransition) -> list[
     return [_symmetries(world, views)]
 
 
+def one_time_pad(world: ParticleEnv[Any], demonstrations: JointTransition) -> list[Symmetries]:
+    """What Alice and Bob have settled in simple_crypto: which words say that bit and key are the same, and which not.
+
+    That is what Alice said most in ``demonstrations [B]``; words that she did not say are divided among the two. Where
+    the bit or the key is the other one, she says the other words and Bob guesses the other bit: four views. Eve, who is
+    no party to it and learns nothing from the words alone, sees and guesses the same in all of them. The ``world``, of
+    this package, which serves nothing else, is renamed and looked at again.
+
+    Returns:
+        none without demonstrations of Alice.
+    """
+    if "alice" not in demonstrations.groups:
+        return []
+    steps = demonstrations.groups["alice"]
+    obs, said = steps.obs.cpu(), _said(world, "alice", steps.action.cpu())
+    differ = _shown(world, "alice", obs, "goal") != _shown(world, "alice", obs, "key")  # [B, 1]
+    counts = torch.stack([F.one_hot(said[differ == other], world.symbols).sum(0) for other in (False, True)])
+    words = list(zip(*_divided(counts), strict=True))
+    same, other = range(world.symbols), (1, 0, *range(2, world.symbols))  # the names of bits, keys and guesses
+    views = []
+    for bit, key in itertools.product((same, other), repeat=2):
+        called = _along((0, 1) if bit is key else (1, 0), *words, number=world.symbols)
+        views.append(Otherwise(tuple(bit[:2]), words=[tuple(same), tuple(bit), called], keys=tuple(key)))
+    symmetries = _symmetries(world, views)
+    eve, as_it_is = symmetries.obs["eve"], torch.zeros(len(views), dtype=torch.int64)
+    of_eve = Reordered(eve.source[as_it_is], eve.sign[as_it_is])
+    return [replace(symmetries, obs=symmetries.obs | {"eve": of_eve})]
+
+
 def _along(order: Order, *partners: Order, number: int) -> Order:
     """What ``number`` things become some of which are partners of others, which are renamed to ``order``.
 
@@ -201,7 +239,7 @@ def _along(order: Order, *partners: Order, number: int) -> Order:
 
 def _words(world: ParticleEnv[Any], role: str, steps: Transition) -> list[list[Order]]:
     """For each agent of a ``role`` its words for each landmark; the most said come first, and all have as many."""
-    goals, said = _goals(world, role, steps.obs.cpu()), _said(world, role, steps.action.cpu())  # [B, A]
+    goals, said = _shown(world, role, steps.obs.cpu(), "goal"), _said(world, role, steps.action.cpu())  # [B, A]
     landmarks = len(world.world.landmarks)
     counts = torch.einsum("bal,baw->alw", F.one_hot(goals, landmarks), F.one_hot(said, world.symbols))
     return [_divided(of_agent) for of_agent in counts]
@@ -220,13 +258,13 @@ def _divided(counts: Tensor) -> list[Order]:
     return [tuple(words) for words in of_landmark]
 
 
-def _goals(world: ParticleEnv[Any], role: str, obs: Tensor) -> Tensor:
-    """Which landmark each agent of a ``role`` sees to be its goal in ``obs [B, A, O]``: ``[B, A]``.
+def _shown(world: ParticleEnv[Any], role: str, obs: Tensor, what: str) -> Tensor:
+    """Which landmark each agent of a ``role`` sees to be ``what`` (its goal, for one) in ``obs [B, A, O]``: ``[B, A]``.
 
-    It is what those numbers tell that depend on the goal alone.
+    It is what those numbers tell that depend on that alone.
     """
     landmarks = range(len(world.world.landmarks))
-    looks = _looks(world, lambda state: [state | {"goal": torch.full_like(state["goal"], goal)} for goal in landmarks])
+    looks = _looks(world, lambda state: [state | {what: torch.full_like(state[what], which)} for which in landmarks])
     seen = torch.stack([obs[role].cpu() for obs in looks])  # [landmarks, E, A, O]
     telling = (seen == seen[:, :1]).flatten(0, 2).all(0) & (seen[0] != seen[1:]).flatten(0, 2).any(0)  # [O]
     return (obs[:, None, :, telling] - seen[:, 0][..., telling]).abs().sum(-1).argmin(1)
@@ -242,11 +280,31 @@ def _symmetries(world: ParticleEnv[Any], views: Sequence[View]) -> Symmetries:
     seen = _looks(world, lambda state: [view.state(state, world) for view in views])
     groups = {name: range(rows.start, rows.stop) for name, rows in world.rows.items()}
     agents = {name: torch.tensor([view.agents(rows) for view in views]).argsort(-1) for name, rows in groups.items()}
+    return _distinct(
+        Symmetries(
+            len(views),
+            {name: _reordered([obs[name] for obs in seen], agents[name]) for name in agents},
+            {group.name: _action(world, group, views) for group in world.groups},
+            {name: order for name, order in agents.items() if (order != order[0]).any()},
+        )
+    )
+
+
+def _distinct(symmetries: Symmetries) -> Symmetries:
+    """Each view once: where nobody sees a place or a direction, a plane looks the same from all sides."""
+    changes = [*symmetries.obs.values(), *symmetries.action.values()]
+    tensors = [*(x for change in changes for x in vars(change).values()), *symmetries.agents.values()]
+    looks = [b"".join(x[view].numpy().tobytes() for x in tensors) for view in range(symmetries.number)]
+    kept = torch.tensor([looks.index(look) for look in dict.fromkeys(looks)])
+
+    def of(change: Any) -> Any:
+        return replace(change, **{name: x[kept] for name, x in vars(change).items()})
+
     return Symmetries(
-        len(views),
-        {name: _reordered([obs[name] for obs in seen], agents[name]) for name in agents},
-        {group.name: _action(world, group, views) for group in world.groups},
-        {name: order for name, order in agents.items() if (order != order[0]).any()},
+        len(kept),
+        {name: of(change) for name, change in symmetries.obs.items()},
+        {name: of(change) for name, change in symmetries.action.items()},
+        {name: order[kept] for name, order in symmetries.agents.items()},
     )
 
 
