@@ -5,15 +5,16 @@
 
 trains every method of `benchmarks.imitation` that is asked for on ``--count`` demonstrations of the shipped expert;
 what MAGAIL begins from plays too. In the cross-play everybody plays one side against everybody on the other, from
-initial states that neither training nor the choice of the recipe saw; a cell is the mean return of an agent of the side
-over episodes (`NOTE`) and seeds. The score is 0 for random play and 1 for the expert, both against the expert. Then a
+initial states that training did not see; a cell is the mean return of an agent of the side over episodes (`NOTE`) and
+seeds. The score is 0 for random play and 1 for the expert, both against the expert. Then a
 newcomer is trained on each side against the expert, by the command that the expert was trained by (of
 simple_world_comm's several the first) for 2,000 iterations. Whichever of newcomer and expert gets more against the
 expert goes on for 400 against everybody, which is everybody's best response; the gain (`NOTE`) says how exploitable
 somebody is.
 
 A mean return is a row of the .csv file beside the page, and the policies of a row that is there are not trained again:
-the command takes up where it was stopped, on another machine too. Delete rows to make them anew.
+the command takes up where it was stopped, on another machine too. To make rows anew delete them and
+their run folders, and those of the responses to them.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ ITERATIONS, FURTHER = 2000, 400  # of a newcomer, and from it or the expert on o
 NOTE = (
     f"Cells where the expert, a newcomer or a best response plays are means of {MANY:,} episodes, others of the first "
     f"{EPISODES:,} of these: the two differ by that too. A gain is what the best of expert, newcomer and best response "
-    "scores more against a policy than the best of the three does against the expert."
+    "scores more against a policy than the best of the three does against the expert, for whom newcomers are trained: "
+    "below 0 no better one was found. Intervals are of the imitators alone: two draws of the expert's actions, of "
+    "which the score 1 is the mean, differ by up to 0.02 in simple_tag."
 )
 KEYS = ("task", "demonstrations", "side", "player", "opponent", "seed")
 EXPERT, RANDOM, NEWCOMER, RESPONSE = "expert", "random", "newcomer", "best response"

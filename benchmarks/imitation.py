@@ -5,13 +5,14 @@
 
 trains every method on every number of demonstrations, each seed on demonstrations of its own; a method of `METHODS`
 begins from a clone of them in the same views, which is judged too. Scores are normalised returns (0 random, 1 the
-expert) from 4,000 initial states that neither training nor the choice of the recipe saw (multiwalker: 200), in the
+expert) from 4,000 initial states that training did not see (multiwalker: 200; recipes were chosen on others), in the
 batched worlds, which agree with mpe2 step by step (tests/envs); where sides compete, means over the sides, each against
 the expert. A cell is the interquartile mean over the seeds with its 95 % bootstrap interval; a difference is the mean
 over the seeds, of the same demonstrations and initial states, with its 95 % t-interval.
 
 A finished run is a row of a .csv file (``--rows``) and is not repeated, and an unfinished one goes on from its
-checkpoint, so the command takes up where it was stopped, on another machine too. Delete rows to make them anew.
+checkpoint, so the command takes up where it was stopped, on another machine too. To make rows anew delete them and
+their run folders.
 """
 
 from __future__ import annotations
@@ -147,9 +148,13 @@ def made(store: Store, task: str, method: str, count: int, seed: int, runs: Path
 
 def values(results: Results, row: str, count: int, field: str = "imitator") -> np.ndarray:
     """A field of each seed that has it ``[R]``; the score for a clone that a method begins from."""
+    return np.array(list(by_seed(results, row, count, field).values()))
+
+
+def by_seed(results: Results, row: str, count: int, field: str) -> dict[str, float]:
     if row in CLONES:
-        return values(results, CLONES[row], count, "clone")
-    return np.array([float(seed[field]) for seed in results.get((row, count), []) if seed[field]])
+        row, field = CLONES[row], "clone"
+    return {seed["seed"]: float(seed[field]) for seed in results.get((row, count), []) if seed[field]}
 
 
 def interval(scores: np.ndarray) -> str:
@@ -176,8 +181,8 @@ def difference_table(results: Results, methods: Sequence[str], counts: Sequence[
     """How far each method is above behavioural cloning, and above the clone that it began from."""
 
     def cell(method: str, baseline: tuple[str, str], count: int) -> str:
-        a, b = values(results, method, count), values(results, baseline[0], count, baseline[1])
-        return over_seeds(a - b, digits=4) if len(a) == len(b) > 0 else "-"
+        a, b = by_seed(results, method, count, "imitator"), by_seed(results, baseline[0], count, baseline[1])
+        return over_seeds([a[seed] - b[seed] for seed in a if seed in b], digits=4) if a.keys() & b.keys() else "-"
 
     rows = {}
     for method in methods:

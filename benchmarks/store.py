@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Store:
     """Rows of a .csv file by its columns ``keys``; after these and the ``fields`` comes the commit that made them.
 
-    Delete rows to make them anew. Threads may share it.
+    To make rows anew delete them and their run folders. Threads may share it.
     """
 
     def __init__(self, path: Path, keys: Sequence[str], fields: Sequence[str]) -> None:
@@ -36,20 +36,21 @@ class Store:
         """The row of ``key``: of what ``measure`` says of a ``run``, where there is none; None where that failed."""
         known = self._key({name: str(value) for name, value in key.items()})
         if known not in self.rows:
+            commit = _commit()  # of when the run began: others may be made while it runs
             made = run()
             if made is None:
                 return None
             with self._lock:  # Hydra composes one configuration at a time
                 if known not in self.rows:  # another thread may have been at the same
-                    self._add(known, key | measure(made))
+                    self._add(known, key | measure(made) | {"commit": commit})
         return self.rows[known]
 
     def _key(self, row: Row) -> tuple[str, ...]:
         return tuple(row[name] for name in self.keys)
 
     def _add(self, known: tuple[str, ...], row: Row) -> None:
-        texts = {name: f"{x:.5g}" if isinstance(x, float) else str(x) for name, x in row.items()}
-        row = dict.fromkeys(self.columns, "") | texts | {"commit": _commit()}
+        texts = {name: f"{x:.7g}" if isinstance(x, float) else str(x) for name, x in row.items()}
+        row = dict.fromkeys(self.columns, "") | texts
         self.rows[known] = row
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)

@@ -38,6 +38,14 @@ def test_what_is_done_is_not_repeated(trainings, tmp_path):
         assert [row["seed"] for row in csv.DictReader(file)] == ["0", "2"]
 
 
+def test_differences_are_of_the_same_seeds():
+    def rows(scores):
+        return [{"seed": seed, "imitator": score, "clone": score} for seed, score in scores.items()]
+
+    results = {("MAGAIL", 5): rows({"0": "0.9", "1": "0.8"}), ("BC", 5): rows({"1": "0.5", "2": "0.1"})}
+    assert "| MAGAIL - BC | 0.3000 |" in imitation.difference_table(results, ["BC", "MAGAIL"], [5])
+
+
 def test_tables_hold_what_there_is(trainings, tmp_path):
     store = new_store(tmp_path / "page.csv")
     results = {("MAGAIL", 5): [imitation.made(store, "simple_spread", "MAGAIL", 5, seed, tmp_path) for seed in (0, 2)]}
