@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from magail.ranges import check_cloning, check_range, check_types
 
-CONFIG = "config.yaml"  # of a run, in its folder
+CONFIG, FOUND = "config.yaml", "found.json"  # of a run, in its folder; the second: what options that were auto came to
 
 
 @dataclass
@@ -150,7 +150,7 @@ def conform(cfg: DictConfig, schema: type) -> None:
         ValueError: an unknown key, a missing one, or a value of the wrong type.
     """
     try:
-        given = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+        given = plain(cfg)
         typed = OmegaConf.merge(OmegaConf.structured(schema), given)
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key else ""
@@ -263,6 +263,19 @@ def read_config(run_dir: Path) -> DictConfig:
     if not cfg or not isinstance(cfg, DictConfig):
         raise ValueError(f"{path}: not a run's configuration")
     return cfg
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """As Python's own containers, resolved."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{dotted key: value}`` of nested dictionaries."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values
 
 
 def build(cfg: DictConfig, **objects: Any) -> Any:

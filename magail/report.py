@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from magail.config import CONFIG, one_clear_message, read_config
+from magail.config import CONFIG, FOUND, flat, one_clear_message, plain, read_config
 from magail.files import parsed, write_whole
 from magail.logger import read_metrics
 from magail.statistics import mean_interval, normalized_score
@@ -295,15 +294,17 @@ class RunFolder:
     config: dict[str, Any]
     lines: list[Line]
     results: dict[str, Any] | None
+    found: dict[str, Any] = field(default_factory=dict)  # what options that were auto came to
     problem: str = ""
 
     @classmethod
     def read(cls, path: Path) -> RunFolder:
         try:
-            config: Any = OmegaConf.to_container(read_config(path)) if (path / CONFIG).exists() else {}
-            return cls(path, config, _lines(path), read_results(path))
+            config = plain(read_config(path)) if (path / CONFIG).exists() else {}
+            found = parsed((path / FOUND).read_text(), path / FOUND) if (path / FOUND).exists() else {}
+            return cls(path, config, _lines(path), read_results(path), found)
         except ValueError as error:
-            return cls(path, {}, [], None, str(error))
+            return cls(path, {}, [], None, problem=str(error))
 
     @property
     def state(self) -> str:
@@ -317,8 +318,9 @@ class RunFolder:
     @property
     def options(self) -> dict[str, Any]:
         """What makes it the method that it is, ``{dotted key: value}``: no seeds, nor where it is logged."""
-        flat = _flatten({key: value for key, value in self.config.items() if key != "logger"})
-        return {key: value for key, value in flat.items() if key.split(".")[-1] != "seed"}
+        options = flat({key: value for key, value in self.config.items() if key != "logger"})
+        asked = options | dict.fromkeys(self.found, "auto")
+        return {key: value for key, value in asked.items() if key.split(".")[-1] != "seed"}
 
     @property
     def env_name(self) -> str:
@@ -404,16 +406,6 @@ def _letters(i: int) -> str:
     return (_letters(i // 26 - 1) if i >= 26 else "") + chr(ord("A") + i % 26)
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -469,8 +461,11 @@ def _runs_table(runs: Iterable[RunFolder], methods: Sequence[Method]) -> str:
         policies = run.results["policies"] if run.results is not None else {}
         scores = [f"{name} {_cell(policies[name], 'score', digits=3)}" for name in policies if name not in FIXED]
         seed = str(run.config.get("seed", "-"))
-        rows.append([str(run.path), letters.get(id(run), "-"), seed, run.state, "<br>".join(scores) or "-"])
-    return _markdown(["run", "method", "seed", "state", "scores"], rows)
+        found = ", ".join(f"`{_short(key, x)}`" for key, x in run.found.items())
+        rows.append(
+            [str(run.path), letters.get(id(run), "-"), seed, run.state, "<br>".join(scores) or "-", found or "-"]
+        )
+    return _markdown(["run", "method", "seed", "state", "scores", "what auto came to"], rows)
 
 
 def _draw_comparison(methods: Sequence[Method], path: Path) -> bool:

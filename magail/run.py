@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from magail.checkpoint import Checkpoints
-from magail.config import CONFIG, build, read_config
+from magail.config import CONFIG, FOUND, build, flat, plain, read_config
 from magail.devices import random_state, set_random_state
 from magail.evaluate import Evaluator
+from magail.files import write_whole
 from magail.logger import Logger, read_metrics
 from magail.policy import Acting, RandomPolicy, load_policy
 from magail.report import learning_curves, report_results
@@ -31,28 +32,19 @@ def begin(cfg: DictConfig, run_dir: Path) -> None:
     """Keep what a run begins with; refuse what one that is there already cannot go on with.
 
     Raises:
-        ValueError: an option outside of `CAN_CHANGE` is another than it was.
+        ValueError: an option outside of `CAN_CHANGE` is another than it was, where ``auto`` is what it was found to be.
     """
     if not (run_dir / CONFIG).exists():
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
-    was, now = (OmegaConf.to_container(config, resolve=True) for config in (read_config(run_dir), cfg))
-    for key, before, after in _changes(was, now):
-        raise ValueError(
-            f"the run in {run_dir} began with {key}={before} and cannot go on with {after}: leave that out, or "
-            "train in another folder"
-        )
-
-
-def _changes(was: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Names and values, before and now, of what differs and cannot; an ``auto`` is what it was found to be."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        for name in sorted(was.keys() | now.keys()):
-            inside = f"{key}.{name}" if key else name
-            if inside not in CAN_CHANGE:
-                yield from _changes(was.get(name), now.get(name), inside)
-    elif now not in (was, "auto"):
-        yield key, was, now
+    was, now = flat(plain(read_config(run_dir))), flat(plain(cfg))
+    for key in sorted(was.keys() | now.keys()):
+        can_change = any(f"{key}.".startswith(f"{what}.") for what in CAN_CHANGE)
+        if not can_change and now.get(key) not in (was.get(key), "auto"):
+            raise ValueError(
+                f"the run in {run_dir} began with {key}={was.get(key)} and cannot go on with {now.get(key)}: leave "
+                "that out, or train in another folder"
+            )
 
 
 class Run:
@@ -74,7 +66,7 @@ class Run:
         self.cfg, self.run_dir, self.started = cfg, run_dir, started
         self.generator, self.discriminator, self.player, self.seeds = generator, discriminator, player, seeds
         print(f"Run folder: {run_dir}")
-        config = OmegaConf.to_container(cfg, resolve=True)
+        config = plain(cfg)
         self.logger: Logger = build(cfg.logger, run_dir=run_dir, total=cfg.iterations, config=config)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint.keep)
         self.iteration, self.env_steps = 0, 0
@@ -151,9 +143,15 @@ class Run:
                     f"{self.run_dir}: its newest checkpoint does not fit what is to go on from it "
                     f"({str(error).splitlines()[-1].strip()}): leave out what was not asked for when it began"
                 ) from error
-        OmegaConf.save(self.cfg, self.run_dir / CONFIG, resolve=True)  # not before: what failed has changed nothing
+        self._keep_config()  # not before: what failed has changed nothing
         self.logger.resume(-1 if state is None else self.iteration)
         return state is not None
+
+    def _keep_config(self) -> None:
+        before, now = (flat(plain(cfg)) for cfg in (read_config(self.run_dir), self.cfg))
+        if found := {key: now[key] for key, was in before.items() if was == "auto" != now[key]}:
+            write_whole(self.run_dir / FOUND, json.dumps(found))
+        OmegaConf.save(self.cfg, self.run_dir / CONFIG, resolve=True)
 
     def _load(self, state: dict[str, Any], env: BatchedEnv) -> None:
         self.iteration, self.env_steps, self.best = state["iteration"], state["env_steps"], state["best"]

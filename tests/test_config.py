@@ -29,6 +29,7 @@ INJECTED = {  # what `magail` passes besides the YAML, by the target's beginning
     "magail_envs.particle.symmetries.interchangeable": {"demonstrations"},
     "magail_envs.particle.symmetries.landmarks_of_agents": {"demonstrations"},
     "magail_envs.particle.symmetries.languages": {"demonstrations"},
+    "magail_envs.particle.symmetries.one_time_pad": {"demonstrations"},
     "magail.formats": {"groups", "demonstrations", "output"},
 }
 PASSED_ON = {  # dictionaries of generators whose keys are another callable's arguments

@@ -223,6 +223,17 @@ def test_unfinished_damaged_and_missing_runs_are_listed_as_such(tmp_path: Path) 
     }
 
 
+def test_what_auto_came_to_makes_no_other_method(tmp_path: Path) -> None:
+    """But who asked for it does."""
+    runs = [make_run(tmp_path / str(seed), seed=seed, symmetries=seed == 2) for seed in range(4)]
+    for run, found in zip(runs[:3], (False, False, True), strict=True):
+        (run / "found.json").write_text(json.dumps({"symmetries": found}))
+    markdown = compare(runs, tmp_path).read_text()
+    assert [(row[1], row[5]) for row in rows(markdown, "run")] == [
+        ("A", "`symmetries=False`"), ("A", "`symmetries=False`"), ("A", "`symmetries=True`"), ("B", "-"),
+    ]  # fmt: skip
+
+
 def test_nothing_but_missing_runs_is_a_report_too(tmp_path: Path) -> None:
     markdown = compare([tmp_path / "missing"], tmp_path).read_text()
     assert "no run in this folder" in markdown

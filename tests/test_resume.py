@@ -133,7 +133,7 @@ def kept(run_dir):
         (["bc.steps=3"], "began with bc.steps=2 and cannot go on with 3"),
         (["demonstrations.count=1"], "began with demonstrations.count=4"),
         (["env.batched.num_envs=2"], "began with env.batched.num_envs=8"),
-        (["opponents={agent: x}"], "began with opponents=None"),
+        (["opponents={agent: x}"], "began with opponents.agent=None"),
         (["generator.policy.hidden_sizes=[5]"], "its newest checkpoint does not fit"),
     ],
 )
@@ -149,8 +149,11 @@ def test_what_a_run_may_go_on_with(tmp_path):
     train(composed(*CLONE), tmp_path)
     changed = ["iterations=1", "evaluation.final_episodes=3", "generator.learning_rate=0", "checkpoint.keep=1"]
     train(composed(*CLONE, *changed), tmp_path)
+    train(OmegaConf.load(tmp_path / "config.yaml"), tmp_path)  # as resume= does, where nothing is auto any more
     assert OmegaConf.load(tmp_path / "config.yaml").iterations == 1
     assert logged(tmp_path)[-1]["iteration"] == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found == {"generator.policy.activation": "tanh", "generator.policy.box": "gaussian"}
 
 
 def test_a_run_without_its_checkpoints_is_left_alone(tmp_path):
