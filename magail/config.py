@@ -121,8 +121,8 @@ class RecordConfig:
     to: dict[str, Any]
 
 
+MOST = 10**9  # of a seed: the reset seeds that are counted from it fit an integer
 AT_LEAST_0 = (
-    "seed",
     "iterations",
     "demonstrations.count",
     "bc.coefficient",
@@ -160,6 +160,11 @@ def conform(cfg: DictConfig, schema: type) -> None:
     if missing := [key.name for key in fields(schema) if key.name not in given]:
         raise ValueError(f"the configuration has no {missing[0]}: it is of another version of magail; begin anew")
     _take(cfg, cast(DictConfig, typed))
+    if absent := {"name", "expert", "train", "evaluate", "symmetries", "conventions"} - cfg.env.keys():
+        raise ValueError(
+            f"env has no {min(absent)}: begin its file with `defaults: [pettingzoo]` (conf/env/pettingzoo.yaml), which has "
+            "all keys, and set those that differ"
+        )
 
 
 def _take(cfg: DictConfig, typed: DictConfig) -> None:
@@ -178,6 +183,7 @@ def check(cfg: DictConfig) -> None:
         ValueError: an unknown key, a value of the wrong type or out of range, or a combination that makes no sense.
     """
     conform(cfg, TrainConfig)
+    check_range({"seed": cfg.seed}, 0, MOST)
     select = functools.partial(OmegaConf.select, cfg)
     numbers = {key: select(key) for key in AT_LEAST_0 + AT_LEAST_1}
     check_range({key: numbers[key] for key in AT_LEAST_0}, 0)

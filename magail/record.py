@@ -20,7 +20,7 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from magail.config import RecordConfig, build, conform, one_clear_message
+from magail.config import MOST, RecordConfig, build, conform, one_clear_message
 from magail.demonstrations import Demonstrations
 from magail.distributions import action_head
 from magail.evaluate import expert_policy
@@ -88,7 +88,7 @@ def write(cfg: DictConfig) -> None:
         file = cfg.pop("from", None)
     conform(cfg, RecordConfig)
     check_range({"episodes": cfg.episodes}, 1)
-    check_range({"seed": cfg.seed}, 0)
+    check_range({"seed": cfg.seed}, 0, MOST)
     if file and cfg.checkpoint is not None:
         raise ValueError("from= converts a file and checkpoint= plays a policy: leave one of them out")
     with closing(build(cfg.env.evaluate)) as env:

@@ -143,6 +143,9 @@ def test_every_experiment_passes_the_check(experiment):
         (["+sede=1"], "sede"),
         (["+bc.step=1"], "step"),
         (["seed=many"], "many"),
+        (["seed=-1"], "seed=-1 must be from 0 to 1e"),
+        (["seed=99999999999"], "seed=99999999999 must be from 0 to 1e"),
+        (["~env.train"], r"env has no train: begin its file with `defaults: \[pettingzoo\]`"),
         (["iterations=-1"], "iterations=-1 must be at least 0"),
         (["evaluation.final_episodes=1"], "at least 2"),
         (["demonstrations.count=0", "start_from_demonstrations=0"], "imitation needs demonstrations.*algorithm=rl"),
@@ -202,7 +205,7 @@ def test_what_cannot_be_judged_is_refused(overrides, message):
     ("overrides", "message"),
     [
         (["episodes=0"], "episodes=0 must be at least 1"),
-        (["seed=-1"], "seed=-1 must be at least 0"),
+        (["seed=-1"], "seed=-1 must be from 0 to 1e"),
         (["most_likely=maybe"], "most_likely: Value 'maybe'"),
         (["from=npz", "from.path=x.npz", "checkpoint=y"], "from= converts a file and checkpoint= plays a policy"),
         (["output=2024"], "2024: demonstrations are saved as .npz"),
