@@ -162,8 +162,8 @@ def conform(cfg: DictConfig, schema: type) -> None:
     _take(cfg, cast(DictConfig, typed))
     if absent := {"name", "expert", "train", "evaluate", "symmetries", "conventions"} - cfg.env.keys():
         raise ValueError(
-            f"env has no {min(absent)}: begin its file with `defaults: [pettingzoo]` (conf/env/pettingzoo.yaml), which has "
-            "all keys, and set those that differ"
+            f"env has no {min(absent)}: begin its file with `defaults: [pettingzoo]` (conf/env/pettingzoo.yaml), "
+            "which has all keys, and set those that differ"
         )
 
 
