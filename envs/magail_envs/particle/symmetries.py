@@ -108,7 +108,7 @@ class Otherwise:
 
 
 def mirror_images_and_turns(world: ParticleEnv[Any]) -> Symmetries:
-    """The eight `Symmetries` of a ``world`` of this package, which serves nothing else.
+    """The eight `Symmetries` of a ``world`` of this package, which serves nothing else; fewer where some are the same.
 
     What a task's observations hold is not spelled out a second time: the world is turned and looked at again. Nothing
     in it depends on the directions of the axes, not even where episodes begin (but for simple_line, which turns a
@@ -122,8 +122,7 @@ def landmarks_of_agents(world: ParticleEnv[Any], demonstrations: JointTransition
     """What a team may have settled: which of n landmarks each of n agents of a group takes, in one of n! ways.
 
     Where agents and landmarks are renamed alike, everybody keeps to its own: n! views in each case. The ``world``, of
-    this package, which serves nothing else, is renamed and looked at again; ``demonstrations`` are
-    not asked.
+    this package, which serves nothing else, is renamed and looked at again; ``demonstrations`` are not asked.
 
     Returns:
         none where there is one agent, or more than `MOST`.
@@ -145,8 +144,8 @@ def interchangeable(world: ParticleEnv[Any], demonstrations: JointTransition, ag
     """That nothing hangs on names: landmarks of a kind, and with ``agents`` those of a group, may be called anything.
 
     Obstacles are all the same to everybody, and three hunters to their prey; to each other they are if they have not
-    settled who does what. The ``world``, of this package, which serves nothing else, is renamed and
-    looked at again; ``demonstrations`` are not asked.
+    settled who does what. The ``world``, of this package, which serves nothing else, is renamed and looked at again;
+    ``demonstrations`` are not asked.
 
     Returns:
         none where that makes one view, or more than `MOST_NAMES`.
@@ -203,9 +202,9 @@ def one_time_pad(world: ParticleEnv[Any], demonstrations: JointTransition) -> li
     """What Alice and Bob have settled in simple_crypto: which words say that bit and key are the same, and which not.
 
     That is what Alice said most in ``demonstrations [B]``; words that she did not say are divided among the two. Where
-    the bit or the key is the other one, she says the other words and Bob guesses the other bit: four views. Eve, who is
-    no party to it and learns nothing from the words alone, sees and guesses the same in all of them. The ``world``, of
-    this package, which serves nothing else, is renamed and looked at again.
+    the bit is the other one Bob guesses that, and where the bit or the key is, but not both, Alice says the other
+    words: four views. Eve, who is no party to it and learns nothing from the words alone, sees and guesses the same in
+    all of them. The ``world``, of this package, which serves nothing else, is renamed and looked at again.
 
     Returns:
         none without demonstrations of Alice.
