@@ -21,6 +21,7 @@ from magail.report import learning_curves, report_results
 from magail.rollout import Player
 from magail.types import BatchedEnv, Seeds
 
+DEMONSTRATIONS, CHECKPOINTS = "demonstrations.npz", "checkpoints"  # of a run, in its folder
 CAN_CHANGE = (  # of a run that goes on; the rest is in its checkpoints and demonstrations, or was done before the first
     *("iterations", "rollout_steps", "generator", "discriminator", "bc.coefficient", "bc.evaluate_every"),
     *("threads", "device", "compile", "matmul_precision", "evaluation", "checkpoint", "logger"),
@@ -34,7 +35,8 @@ def begin(cfg: DictConfig, run_dir: Path) -> None:
     Raises:
         ValueError: an option outside of `CAN_CHANGE` is another than it was, where ``auto`` is what it was found to be.
     """
-    if not (run_dir / CONFIG).exists():
+    begun = any((run_dir / name).exists() for name in (DEMONSTRATIONS, CHECKPOINTS))
+    if not begun or not (run_dir / CONFIG).exists():
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
     was, now = flat(plain(read_config(run_dir))), flat(plain(cfg))
@@ -68,7 +70,7 @@ class Run:
         print(f"Run folder: {run_dir}")
         config = plain(cfg)
         self.logger: Logger = build(cfg.logger, run_dir=run_dir, total=cfg.iterations, config=config)
-        self.checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint.keep)
+        self.checkpoints = Checkpoints(run_dir / CHECKPOINTS, cfg.checkpoint.keep)
         self.iteration, self.env_steps = 0, 0
         self.best = math.nan
 

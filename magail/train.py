@@ -32,7 +32,7 @@ from magail.opponents import against
 from magail.policy import Policy
 from magail.record import record_expert
 from magail.rollout import Player, collect
-from magail.run import Run, begin
+from magail.run import DEMONSTRATIONS, Run, begin
 from magail.symmetries import RandomViews, in_all_views, shown, what_is_shared
 from magail.types import BatchedEnv, Seeds, Symmetries
 
@@ -97,7 +97,7 @@ def get_demonstrations(
     cfg: DictConfig, env: BatchedEnv, run_dir: Path, device: torch.device
 ) -> tuple[Demonstrations | None, Demonstrations | None]:
     """Demonstrations to learn from and held-out ones, either None where there are none; kept in the run folder."""
-    options, kept = cfg.demonstrations, run_dir / "demonstrations.npz"
+    options, kept = cfg.demonstrations, run_dir / DEMONSTRATIONS
     if not options.count:
         return None, None
     if kept.exists():

@@ -145,6 +145,13 @@ def test_a_run_does_not_go_on_as_another(changed, message, tmp_path):
     assert kept(tmp_path) == before
 
 
+def test_a_run_that_failed_before_it_began_is_forgotten(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no such file"):
+        train(composed(*CLONE, f"demonstrations.path={tmp_path}/missing.npz"), tmp_path)
+    train(composed(*CLONE), tmp_path)
+    assert OmegaConf.load(tmp_path / "config.yaml").demonstrations.path is None
+
+
 def test_what_a_run_may_go_on_with(tmp_path):
     train(composed(*CLONE), tmp_path)
     changed = ["iterations=1", "evaluation.final_episodes=3", "generator.learning_rate=0", "checkpoint.keep=1"]
