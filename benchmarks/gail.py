@@ -6,9 +6,8 @@
 A case is TASK:EPISODES, or TASK:EPISODES:EVERY where only every so-many-th step of each is kept (GAIL's paper: 20).
 The first trains `experiment=gail`, the second `experiment=gail_subsampled`, or `experiment=gail_one_episode` where
 there is one episode; the clone that each starts from is the row "BC". Returns are the environment's, of most likely
-actions, means over 100 initial states that training did not see. A finished run is not
-repeated and an unfinished one goes on from its checkpoint, so the command takes up where it was stopped; every run logs
-into its folder as it goes.
+actions, means over 100 initial states that training did not see. A finished run is not repeated and an unfinished one
+goes on from its checkpoint, so the command takes up where it was stopped; every run logs into its folder as it goes.
 """
 
 from __future__ import annotations

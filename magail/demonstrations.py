@@ -311,7 +311,7 @@ class Demonstrations:
     @cached_property
     def _living_steps(self) -> Tensor:
         """The steps in which at least one agent is alive."""
-        return _anybody_alive(self.transitions).nonzero().squeeze(1)
+        return self.transitions.anybody_alive.nonzero().squeeze(1)
 
     def _permutation(self, seed: int) -> Tensor:
         return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
@@ -375,11 +375,6 @@ def _last_steps(lengths: Tensor) -> Tensor:
     last = torch.zeros(int(ends[-1]), dtype=torch.bool)
     last[ends - 1] = True
     return last
-
-
-def _anybody_alive(transitions: JointTransition) -> Tensor:
-    """[S] bool."""
-    return torch.stack([mask.any(-1) for mask in transitions.field("mask").values()]).any(0)
 
 
 def _concatenate(groups: tuple[AgentGroup, ...], episodes: Sequence[JointTransition]) -> JointTransition:
@@ -663,7 +658,7 @@ def _check_lives(place: _Place, transition: Transition) -> None:
 
 
 def _check_first_steps(source: str, transitions: JointTransition, lengths: Tensor) -> None:
-    empty = ~_anybody_alive(transitions)[lengths.cumsum(0) - lengths]  # [N]
+    empty = ~transitions.anybody_alive[lengths.cumsum(0) - lengths]  # [N]
     if empty.any():
         raise ValueError(
             f"{source}: episode {int(empty.nonzero()[0])}, step 0: no agent of any group is alive; "

@@ -18,9 +18,9 @@ from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
-from magail.config import MOST, RecordConfig, build, conform, one_clear_message
+from magail.config import MOST, RecordConfig, build, conform, one_clear_message, plain
 from magail.demonstrations import Demonstrations
 from magail.distributions import action_head
 from magail.evaluate import expert_policy
@@ -67,7 +67,7 @@ def record_expert(
     # every seed has a block of 2^20 reset seeds for itself, above those of evaluations
     seeds = [(seed + 16) * 2**20 + i for i in range(episodes)]
     metadata = {
-        "env": OmegaConf.to_container(env_cfg.evaluate, resolve=True),
+        "env": plain(env_cfg.evaluate),
         "expert": source if isinstance(source, str) else list(source),
         "most_likely": most_likely,
     }

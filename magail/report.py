@@ -98,7 +98,10 @@ def read_results(run_dir: Path | str) -> dict[str, Any] | None:
     Raises:
         ValueError: it is damaged.
     """
-    path = Path(run_dir) / RESULTS
+    return _read(Path(run_dir) / RESULTS)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     return parsed(path.read_text(), path) if path.exists() else None
 
 
@@ -301,8 +304,7 @@ class RunFolder:
     def read(cls, path: Path) -> RunFolder:
         try:
             config = plain(read_config(path)) if (path / CONFIG).exists() else {}
-            found = parsed((path / FOUND).read_text(), path / FOUND) if (path / FOUND).exists() else {}
-            return cls(path, config, _lines(path), read_results(path), found)
+            return cls(path, config, _lines(path), read_results(path), _read(path / FOUND) or {})
         except ValueError as error:
             return cls(path, {}, [], None, problem=str(error))
 

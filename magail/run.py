@@ -39,6 +39,7 @@ def begin(cfg: DictConfig, run_dir: Path) -> None:
     if not begun or not (run_dir / CONFIG).exists():
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
+        return
     was, now = flat(plain(read_config(run_dir))), flat(plain(cfg))
     for key in sorted(was.keys() | now.keys()):
         can_change = any(f"{key}.".startswith(f"{what}.") for what in CAN_CHANGE)

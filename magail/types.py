@@ -128,6 +128,11 @@ class JointTransition:
         return self.map(lambda x: x.flatten(0, axes - 1))
 
     @property
+    def anybody_alive(self) -> Tensor:
+        """In which steps ``[...]`` somebody of any group lives."""
+        return torch.cat(list(self.field("mask").values()), -1).any(-1)
+
+    @property
     def batch_shape(self) -> torch.Size:
         """The leading axes that all groups share."""
         return next(iter(self.groups.values())).mask.shape[:-1]
@@ -175,8 +180,7 @@ def bounds(box: spaces.Box) -> tuple[Tensor, Tensor]:
 
 def share_of_ends(batch: JointTransition) -> ByGroup:
     """In what share of the steps of a batch ``[B]`` in which anybody lives each agent terminates, ``[1, A]``."""
-    mask = batch.field("mask")
-    steps = torch.cat(list(mask.values()), -1).any(-1).sum().clamp(min=1)
+    steps = batch.anybody_alive.sum().clamp(min=1)
     return {name: (g.terminated & g.mask).sum(0, keepdim=True) / steps for name, g in batch.groups.items()}
 
 

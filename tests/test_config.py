@@ -2,7 +2,7 @@ import inspect
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import Annotated, get_origin, get_type_hints
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -25,17 +25,13 @@ INJECTED = {  # what `magail` passes besides the YAML, by the target's beginning
     "magail.policy.Policy": {"groups"},
     "magail.networks.Critic": {"groups"},
     "magail.generators.q_networks": {"groups"},
+    "magail.generators.iq.SoftQ": {"policy", "temperature", "mixer"},
     "magail.logger.Logger": {"run_dir", "total", "config"},
     "magail_envs.particle.symmetries.interchangeable": {"demonstrations"},
     "magail_envs.particle.symmetries.landmarks_of_agents": {"demonstrations"},
     "magail_envs.particle.symmetries.languages": {"demonstrations"},
     "magail_envs.particle.symmetries.one_time_pad": {"demonstrations"},
     "magail.formats": {"groups", "demonstrations", "output"},
-}
-PASSED_ON = {  # dictionaries of generators whose keys are another callable's arguments
-    ("magail.generators", "policy"): "magail.policy.Policy",
-    ("magail.generators", "critic"): "magail.networks.Critic",
-    ("magail.generators.sac", "critic"): "magail.generators.q_networks.TwinCritics",
 }
 
 
@@ -50,6 +46,12 @@ def choices(group):
     )
 
 
+def passed_on(target):
+    """By name, whose options the dictionaries are that a class passes on."""
+    hints = get_type_hints(target.__init__, include_extras=True) if inspect.isclass(target) else {}
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
+
+
 def parts(cfg):
     """Every node with a `_target_`, and the dictionaries that a part passes on."""
     for value in cfg.values():
@@ -58,9 +60,8 @@ def parts(cfg):
     if "_target_" in cfg:
         target = cfg._target_
         yield target, {str(key) for key in cfg if not str(key).startswith("_")}
-        taken_by = {key: other for (start, key), other in PASSED_ON.items() if target.startswith(start) and key in cfg}
-        for key, other in taken_by.items():
-            yield other, set(map(str, cfg[key]))
+        for key, other in passed_on(get_object(target)).items():
+            yield f"{other.__module__}.{other.__qualname__}", set(map(str, cfg[key]))
 
 
 def parameters_of(target):

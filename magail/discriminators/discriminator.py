@@ -284,7 +284,7 @@ class Discriminator:
 
 def _living(batch: JointTransition) -> JointTransition:
     """The steps of a batch ``[B]`` in which somebody lives, as demonstrations are sampled from; opponents play on."""
-    alive = torch.cat(list(batch.field("mask").values()), -1).any(-1)
+    alive = batch.anybody_alive
     return batch if alive.all() else batch[alive]
 
 
