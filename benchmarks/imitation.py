@@ -72,9 +72,10 @@ KEYS = ("task", "method", "demonstrations", "seed")
 COSTS = ("seconds", "seconds to 95 %", "steps to 95 %")
 PICKS = ("picked", "best", "last")
 FIELDS = ("imitator", "clone", *COSTS, *PICKS)
-COST = (
-    "Seconds of a training, with all that precedes it; in brackets seconds and environment steps after which it had "
-    "95 % of its final score (0 steps: when its clone was done; else at one of four evaluations); medians:"
+COST = "Seconds of a training, with all that precedes it{}; medians:"
+TO_MOST = (  # not where sides compete
+    "; in brackets seconds and environment steps after which it had 95 % of its final score (0 steps: when its clone "
+    "was done; else at one of four evaluations)"
 )
 SELECTION = (
     "Scores (100 episodes, multiwalker 20) by which the checkpoint of the best held-out likelihood, and the last one, "
@@ -267,7 +268,7 @@ def main() -> None:
             plot(results, rows, counts, task, picture)
             page += [f"## {task}", f"![scores by number of demonstrations]({picture.name})"]
             page += [score_table(results, rows, counts), difference_table(results, methods, counts)]
-            page += [COST, cost_table(results, methods, counts)]
+            page += [COST.format("" if task in SIDES else TO_MOST), cost_table(results, methods, counts)]
             if selection := selection_table(results, methods, counts):
                 page += [SELECTION, selection]
             arguments.output.write_text("\n\n".join(filter(None, page)) + "\n")
