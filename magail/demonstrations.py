@@ -71,7 +71,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from magail.files import replacing
-from magail.types import AgentGroup, ByGroup, JointTransition, Transition, bounds, share_of_ends
+from magail.types import AgentGroup, ByGroup, JointTransition, Transition, are_bounded, bounds, share_of_ends
 
 FORMAT_VERSION = 1
 _STEP_MEMBERS = {  # of the file, and the field of a Transition each holds
@@ -161,7 +161,8 @@ class Demonstrations:
         """Whether some action lies on a bound, and every box of actions has bounds on all sides."""
         parts = self.transitions.groups
         boxes = [(g.action_space, parts[g.name]) for g in self.groups if isinstance(g.action_space, spaces.Box)]
-        return all(box.is_bounded() for box, _ in boxes) and any(_touched(box, x.action[x.mask]) for box, x in boxes)
+        bounded = all(are_bounded(box).all() for box, _ in boxes)
+        return bounded and any(_touched(box, x.action[x.mask]) for box, x in boxes)
 
     def returns(self) -> Tensor:
         """Each episode's undiscounted return, averaged over all agents of all groups ``[N]`` float32.

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from magail.types import bounds
+from magail.types import are_bounded, bounds
 
 D = TypeVar("D")
 G = TypeVar("G", bound="Gaussian")
@@ -183,7 +183,8 @@ class ClippedGaussian(Gaussian):
         unit, std = (action - self.center) / self.scale, self.log_std.exp()
         inside = _standard_normal((unit - self.mean) / std) - self.log_std - self.scale.log()
         on_bound = torch.special.log_ndtr((unit.sign() * self.mean - 1) / std)
-        return torch.where(unit.abs() < 1 - ON_BOUND, inside, on_bound).sum(-1)
+        rounding = ON_BOUND * (1 + (self.center / self.scale).abs())
+        return torch.where(unit.abs() < 1 - rounding, inside, on_bound).sum(-1)
 
     def entropy(self) -> Tensor:
         low, high = self._sides()
@@ -217,7 +218,7 @@ class ClippedGaussian(Gaussian):
 NODES, WEIGHTS = (torch.as_tensor(x) for x in np.polynomial.hermite_e.hermegauss(16))  # of the Gauss-Hermite rule
 WEIGHTS = WEIGHTS / WEIGHTS.sum()  # for means under N(0, 1)
 
-ON_BOUND = 1e-6  # how close to a bound (of [-1, 1]) rounding can leave an action that was clipped to it
+ON_BOUND = 1e-6  # how close to a bound (of [-1, 1], of a box around 0) rounding can leave what was clipped to it
 BAND = 1e-3  # width of the band within a bound (of [-1, 1]) in which squashed and beta tell actions apart no more
 
 
@@ -349,7 +350,7 @@ class DiscreteHead(nn.Module):
 class BoxHead(nn.Module):
     """Box action spaces; subclasses say which distribution.
 
-    Sides without a finite bound keep the environment's own units.
+    Numbers without bounds on both sides, or with nothing between them, keep the environment's own units.
     """
 
     low: Tensor
@@ -362,10 +363,12 @@ class BoxHead(nn.Module):
         low, high = bounds(space)
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)
-        bounded = low.isfinite() & high.isfinite()
+        bounded = are_bounded(space)
         low, high = low.where(bounded, -1.0), high.where(bounded, 1.0)
+        half = (high - low) / 2
         self.register_buffer("center", (high + low) / 2, persistent=False)
-        self.register_buffer("scale", (high - low) / 2, persistent=False)
+        self.register_buffer("scale", half.where(half > 0, 1.0), persistent=False)
+        self.whole = np.issubdtype(space.dtype, np.integer)
         self.encoded_dim = len(low)
         self.num_outputs = outputs_per_number * len(low)
 
@@ -380,8 +383,9 @@ class BoxHead(nn.Module):
         return (self.executed(action) - self.center) / self.scale
 
     def executed(self, action: Tensor) -> Tensor:
-        """The action as the environment takes it: clipped to the box."""
-        return action.clamp(self.low, self.high)
+        """The action as the environment takes it: clipped to the box, and rounded where it holds whole numbers."""
+        clipped = action.clamp(self.low, self.high)
+        return clipped.round() if self.whole else clipped
 
     def uniform(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         """Uniformly random actions ``[*shape, U]``; in [-1, 1] where a side has no bound."""
@@ -459,7 +463,7 @@ class BetaHead(BoxHead):
 
 
 def _check_bounded(space: spaces.Box, box: str) -> None:
-    if not space.is_bounded():
+    if not are_bounded(space).all():
         raise ValueError(
             f"policy.box={box} needs bounds on every side, but the action space is {space}: choose policy.box=gaussian,"
             " or give the environment bounded actions"

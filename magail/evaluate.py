@@ -30,7 +30,7 @@ from magail.render import side_by_side
 from magail.report import results_table, summarize
 from magail.rollout import Player, play_episodes
 from magail.statistics import mean_interval
-from magail.types import BatchedEnv
+from magail.types import AgentGroup, BatchedEnv
 
 
 def expert_policy(env_cfg: DictConfig, env: BatchedEnv) -> Acting | None:
@@ -58,6 +58,18 @@ class Evaluator:
         except ValueError:
             self.close()
             raise
+
+    def check(self, groups: Sequence[AgentGroup]) -> None:
+        """Refuse to judge who learned in another environment.
+
+        Raises:
+            ValueError: ``groups`` are others than here.
+        """
+        if tuple(groups) != tuple(self.env.groups):
+            raise ValueError(
+                f"training's environment has the agents {_listed(groups)}, evaluation's {_listed(self.env.groups)}: "
+                "what env.train and env.evaluate name (arguments, wrappers) must be one task"
+            )
 
     def _build(self, **overrides: Any) -> BatchedEnv:
         return against(build(self.cfg.env.evaluate, **overrides), self.cfg.opponents, self.options.seed)
@@ -110,6 +122,10 @@ class Evaluator:
 
     def close(self) -> None:
         self.env.close()
+
+
+def _listed(groups: Sequence[AgentGroup]) -> str:
+    return "; ".join(f"{', '.join(g.agents)} ({g.observation_space}, {g.action_space})" for g in groups)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://magail_conf", config_name="evaluate")

@@ -81,7 +81,7 @@ class FunctionPolicy:
     """A function ``(observation, agent) -> action``, asked for every agent and copy by itself.
 
     ``observation`` and ``action`` are as the agent's spaces have them, ``agent`` is its name. What it does is taken as
-    certain: log-probabilities are 0.
+    certain: log-probabilities are 0. Of agents that are not alive it is asked too, where zeros are an observation.
 
     Raises:
         ValueError: (`act`) an action that is not of the agent's space.
@@ -100,15 +100,29 @@ class FunctionPolicy:
     def _of_agent(self, group: AgentGroup, index: int, obs: Tensor) -> Tensor:
         """``[E, U]`` from ``[E, O]``."""
         agent, space = group.agents[index], group.observation_space
-        chosen = [self.function(_single(unflat_obs(space, row[None].numpy())), agent) for row in obs]
+        seen = _seen(space, obs)
+        chosen = [self.function(_single(unflat_obs(space, row[None].numpy())), agent) for row in obs[seen]]
+        action = torch.zeros(len(obs), group.action_dim, dtype=group.action_dtype)
+        if not chosen:
+            return action
         try:
             actions = torch.from_numpy(flat_action(group.action_space, np.stack([np.asarray(x) for x in chosen])))
-            return actions.reshape(len(obs), group.action_dim)
+            action[seen] = actions.reshape(-1, group.action_dim)
+            return action
         except (ValueError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"the expert's function gave {agent!r} the action {chosen[0]!r}, which is not of {group.action_space} "
                 f"({error}): it takes (observation, agent) and returns an action of the agent's space"
             ) from error
+
+
+def _seen(space: spaces.Space[Any], obs: Tensor) -> Tensor:
+    """Which rows of ``obs [N, O]`` are observations of the space ``[N]``; those of agents not alive are zeros."""
+    try:
+        spaces.unflatten(space, np.zeros(obs.shape[-1], np.float32))
+        return torch.ones(len(obs), dtype=torch.bool)
+    except ValueError:  # there is a choice among several in it, of which one is 1
+        return obs.any(-1)
 
 
 def _single(values: Any) -> Any:
@@ -167,13 +181,15 @@ class StableBaselinesPolicy:
     def act(self, obs: ByGroup, generator: torch.Generator | None = None) -> tuple[ByGroup, ByGroup]:
         """Log-probabilities are 0: what it does is taken as certain."""
         rows = obs[self.group.name].flatten(0, 1)  # [E * A, O]
+        seen = _seen(self.group.observation_space, rows)
         with torch.random.fork_rng(devices=[]):  # it draws from torch's own random numbers
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
             played, _ = self.policy.predict(
-                unflat_obs(self.group.observation_space, rows.numpy()), deterministic=self.deterministic
+                unflat_obs(self.group.observation_space, rows[seen].numpy()), deterministic=self.deterministic
             )
-        shape = (*obs[self.group.name].shape[:-1], self.group.action_dim)
-        action = {self.group.name: torch.from_numpy(flat_action(self.group.action_space, played)).reshape(shape)}
+        chosen = torch.zeros(len(rows), self.group.action_dim, dtype=self.group.action_dtype)
+        chosen[seen] = torch.from_numpy(flat_action(self.group.action_space, played))
+        action = {self.group.name: chosen.unflatten(0, obs[self.group.name].shape[:2])}
         return action, _certain(action)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from magail.distributions import Distribution, action_head
 from magail.ranges import check_range
-from magail.types import AgentGroup, ByGroup, JointTransition, bounds
+from magail.types import AgentGroup, ByGroup, JointTransition, are_bounded, bounds
 
 
 class _Tanh(torch.autograd.Function):
@@ -112,7 +112,7 @@ class StackedMLP(nn.Module):
     one-hot agent id in the input). Weights start orthogonal, other biases at zero.
 
     Raises:
-        ValueError: an unknown activation.
+        ValueError: an unknown activation, or a layer without units.
     """
 
     def __init__(
@@ -128,6 +128,8 @@ class StackedMLP(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+        if min(hidden_sizes, default=1) < 1:
+            raise ValueError(f"hidden_sizes={list(hidden_sizes)}: a layer has at least 1 unit; [] is no layer")
         sizes = [in_features, *hidden_sizes, out_features]
         layers: list[nn.Module] = []
         for index, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
@@ -141,7 +143,7 @@ class StackedMLP(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        by_net = x.reshape(-1, *x.shape[-2:]).permute(1, 2, 0)  # [A, F, N]
+        by_net = x.reshape(x.shape[:-2].numel(), *x.shape[-2:]).permute(1, 2, 0)  # [A, F, N]
         if torch.is_grad_enabled() or x.is_cuda:
             outputs = self.layers(by_net)  # [A, H, N]
         else:
@@ -274,7 +276,7 @@ def obs_normalizer(space: spaces.Space[Any], encoder: str) -> Normalizer:
     """By the bounds for what ``encoder`` takes for an image that has them, by running statistics for all else."""
     if image_layout(space, encoder) is not None:
         assert isinstance(space, spaces.Box)
-        if space.is_bounded():
+        if are_bounded(space).all():
             return BoundsNormalizer(space)
     return RunningNormalizer((spaces.flatdim(space),))
 
@@ -333,7 +335,7 @@ class Encoder(nn.Module):
     ``share_parameters`` as one. What ``encoder`` does not see as an image (`image_layout`) stays as it is.
 
     Raises:
-        ValueError: an unknown encoder.
+        ValueError: an unknown encoder, or convolutions without outputs.
     """
 
     CACHED_IMAGES = 128  # as CACHED_ROWS
@@ -351,6 +353,8 @@ class Encoder(nn.Module):
         self.out_features = spaces.flatdim(space)
         if self.layout is None:
             return
+        if not channels or min(channels) < 1:
+            raise ValueError(f"channels={list(channels)}: there is at least 1 convolution, with at least 1 output each")
         self.nets = 1 if share_parameters else num_nets
         sides, layers = np.array(self.layout.sides), list[nn.Module]()
         for before, after in itertools.pairwise([self.layout.channels, *channels]):

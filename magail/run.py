@@ -186,7 +186,10 @@ class Run:
             print(f"No best.safetensors: checkpoint.best={self.cfg.checkpoint.best} was in no evaluation")
         if self.cfg.evaluation.video_episodes:
             filmed = {name: playing[name] for name in ("expert", self.cfg.algorithm) if name in playing}
-            self.logger.log_file("video", evaluator.video(filmed, self.run_dir / "video.gif"))
+            try:
+                self.logger.log_file("video", evaluator.video(filmed, self.run_dir / "video.gif"))
+            except ValueError as error:  # the rest of the report does not hang on it
+                print(f"No video: {error}; evaluation.video_episodes=0 asks for none")
         scores = {
             f"final/{name}/{key}": policy[key]
             for name, policy in results["policies"].items()

@@ -31,6 +31,21 @@ TRIAL_RATE = 4e-3  # at the learning rate of cloning itself clones of many image
 Trial = Callable[[Demonstrations], Policy]  # a short clone
 
 
+def made_for(env: BatchedEnv, made: Any, key: str) -> Symmetries:
+    """What the option ``key`` made, on the environment's device.
+
+    Raises:
+        ValueError: it is no `Symmetries` of the environment's agents (`Symmetries.check`).
+    """
+    if not isinstance(made, Symmetries):
+        raise ValueError(f"{key}: a magail.types.Symmetries is wanted, not {made!r:.80}")
+    try:
+        made.check(env.groups)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}; or go on without: symmetries=false") from error
+    return made.to(env.device)
+
+
 def in_all_views(demonstrations: Demonstrations, *symmetries: Symmetries) -> Demonstrations:
     """The N demonstrations, then their images from the other views: G N in all. No reset seed begins like an image.
 

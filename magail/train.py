@@ -33,7 +33,7 @@ from magail.policy import Policy
 from magail.record import record_expert
 from magail.rollout import Player, collect
 from magail.run import DEMONSTRATIONS, Run, begin
-from magail.symmetries import RandomViews, in_all_views, shown, what_is_shared
+from magail.symmetries import RandomViews, in_all_views, made_for, shown, what_is_shared
 from magail.types import BatchedEnv, Seeds, Symmetries
 
 
@@ -51,6 +51,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         closing(on_device(against(build(cfg.env.train), cfg.opponents, cfg.seed), device)) as env,
         closing(Evaluator(cfg)) as evaluator,
     ):
+        evaluator.check(env.groups)
         demonstrations, held_out = get_demonstrations(cfg, evaluator.env, run_dir, device)
         settle_box(cfg, demonstrations)
         env, demonstrations, views = with_symmetries(cfg, env, demonstrations)
@@ -124,17 +125,20 @@ def with_symmetries(
     ``auto`` becomes, also in ``cfg`` (and so in the run's config.yaml), what the demonstrations say.
 
     Raises:
-        ValueError: ``cfg.symmetries`` is the number of a convention that there is not.
+        ValueError: ``cfg.symmetries`` is the number of a convention that there is not, or what the environment's
+            configuration names makes no views of its agents.
     """
     if cfg.symmetries == "auto" and (demonstrations is None or cfg.env.symmetries is None):
         cfg.symmetries = False
     if cfg.symmetries is False:
         return env, demonstrations, None
-    views: Symmetries = build(cfg.env.symmetries).to(env.device)
+    views = made_for(env, build(cfg.env.symmetries), "env.symmetries")
     conventions: list[Symmetries] = []
     if demonstrations is not None and cfg.env.conventions is not None and cfg.symmetries is not True:
         made = build(cfg.env.conventions, demonstrations=demonstrations.transitions)
-        conventions = [convention.to(env.device) for convention in made]
+        if not isinstance(made, list):
+            raise ValueError(f"env.conventions: a list of magail.types.Symmetries is wanted, not {made!r:.80}")
+        conventions = [made_for(env, convention, "env.conventions") for convention in made]
     if demonstrations is not None and cfg.symmetries == "auto":
         architecture = dict(cfg.generator.policy)
         if architecture.get("activation") == "auto":

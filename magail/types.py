@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 ByGroup = dict[str, Tensor]
 """One tensor per group name."""
@@ -30,7 +30,8 @@ class AgentGroup:
     """Agents with the same role, observation space and action space.
 
     Raises:
-        ValueError: an action space that is not Discrete, MultiDiscrete or Box.
+        ValueError: an action space that is not Discrete, MultiDiscrete or Box, or a name that no module of torch can
+            have.
     """
 
     name: str
@@ -43,6 +44,11 @@ class AgentGroup:
             raise ValueError(
                 f"group {self.name!r} has the action space {self.action_space}, which no actor here can produce: "
                 "wrap the environment so that its actions are Discrete, MultiDiscrete or Box"
+            )
+        if "." in self.name or hasattr(nn.ModuleDict(), self.name):
+            raise ValueError(
+                f"agents cannot be called {self.name!r} (with or without a number), which torch uses itself for the "
+                "modules that hold their networks: wrap the environment so that they have another name"
             )
 
     @property
@@ -178,6 +184,12 @@ def bounds(box: spaces.Box) -> tuple[Tensor, Tensor]:
     return low, high
 
 
+def are_bounded(box: spaces.Box) -> Tensor:
+    """Which numbers of the flattened box have bounds whose distance float32 can hold, ``[n]`` bool."""
+    low, high = bounds(box)
+    return (high - low).isfinite()
+
+
 def share_of_ends(batch: JointTransition) -> ByGroup:
     """In what share of the steps of a batch ``[B]`` in which anybody lives each agent terminates, ``[1, A]``."""
     steps = batch.anybody_alive.sum().clamp(min=1)
@@ -298,6 +310,35 @@ class Symmetries:
             "action": {name: change.described() for name, change in self.action.items()},
             "agents": {name: agents.tolist() for name, agents in self.agents.items()},
         }
+
+    def check(self, groups: Sequence[AgentGroup]) -> None:
+        """Refuse what are no views of what the agents of ``groups`` see and do.
+
+        Raises:
+            ValueError: a group is missing, or a view of one has another size, loses something or, being the first, does
+                not show things as they are.
+        """
+        view = torch.arange(self.number)
+        for group in groups:
+            space = group.action_space  # of a Discrete each name is asked for, else each number
+            width = int(space.n) if isinstance(space, spaces.Discrete) else group.action_dim
+            obs = torch.arange(1.0, group.num_agents * group.obs_dim + 1).reshape(group.num_agents, -1)
+            obs = obs.expand(self.number, -1, -1)
+            action = torch.arange(width).to(group.action_dtype).expand(self.number, group.num_agents, -1)
+            try:
+                seen, called = self.see_obs({group.name: obs}, view), self.see_action({group.name: action}, view)
+                undone = self.undo_action(called, view)[group.name]
+            except (KeyError, IndexError, RuntimeError) as error:
+                raise ValueError(
+                    f"these are not {self.number} views of what agents of {group.name!r} see ({group.obs_dim} numbers) "
+                    f"and do ({group.action_space}): {type(error).__name__}: {error}"
+                ) from error
+            if not torch.equal(seen[group.name].abs().flatten(1).sort().values, obs.flatten(1)):
+                raise ValueError(f"a view of {group.name!r} does not show every number once, with sign 1 or -1")
+            if not torch.equal(undone, action):
+                raise ValueError(f"a view of {group.name!r} gives two actions one name, or a sign other than 1 and -1")
+            if not (torch.equal(seen[group.name][0], obs[0]) and torch.equal(called[group.name][0], action[0])):
+                raise ValueError(f"view 0 of {group.name!r} does not show things as they are")
 
     @cached_property
     def undo(self) -> dict[str, Change]:

@@ -98,6 +98,17 @@ def test_clipped_actions_inside_have_a_density_and_those_on_a_bound_a_mass():
         torch.testing.assert_close(log_prob.exp(), mass.prod(-1), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("low", "high"), [(273.15, 300.0), (15.1, 15.3), (-20.9, -20.2), (-1.0, 1.0), (0.0, 1e-3)])
+def test_bounds_far_from_zero_are_bounds_too(low, high):
+    head = action_head(spaces.Box(np.float32([low]), np.float32([high])), 1, "clipped")
+    policy = head(torch.full((1, 1), 3.0))  # nearly all of it is beyond the upper bound
+    assert policy.log_prob(torch.tensor([[high]])).item() == pytest.approx(0, abs=1e-3)
+    assert policy.log_prob(policy.sample()).item() == pytest.approx(0, abs=1e-3)
+    assert policy.log_prob(torch.tensor([[low]])).item() < -10
+    inside = head.center + 0.999 * head.scale
+    assert (policy.log_prob(inside) + head.scale.log()).item() < -5  # a density again
+
+
 def test_clipped_draws_are_a_gaussians_that_were_clipped():
     ours, theirs = clipped(0, 500, 3)
     sample = (ours.sample(torch.Generator().manual_seed(1)) - CENTER) / SCALE
@@ -239,6 +250,23 @@ def test_bounded_distributions_need_bounds():
         action_head(BOX, 1, "gamma")
 
 
+@pytest.mark.parametrize("box", ["gaussian", "clipped", "squashed", "beta"])
+def test_a_side_without_width(box):
+    head = action_head(spaces.Box(np.float32([2, 0]), np.float32([2, 1])), 1, box)
+    policy = head(torch.zeros(1, head.num_outputs))
+    action = policy.sample()
+    assert head.executed(action)[0, 0] == 2
+    assert torch.cat([policy.log_prob(action), policy.entropy(), head.encode(action)[0]]).isfinite().all()
+
+
+def test_sides_too_far_apart_for_a_float_are_none():
+    far = np.finfo(np.float32).max
+    space = spaces.Box(np.float32([-far]), np.float32([far]))
+    assert action_head(space, 1).encode(torch.tensor([[3.0]])).item() == 3
+    with pytest.raises(ValueError, match="needs bounds"):
+        action_head(space, 1, "clipped")
+
+
 def test_discriminators_see_actions_as_the_environment_takes_them():
     """An action beyond the bounds is encoded as the bound: the environment clips it to that."""
     head = action_head(spaces.Box(0.0, 1.0, (2,)), 1)
@@ -246,6 +274,8 @@ def test_discriminators_see_actions_as_the_environment_takes_them():
     assert encoded.tolist() == [[[-1.0, 0.5]]]
     unbounded = action_head(spaces.Box(-np.inf, np.inf, (1,)), 1)
     assert unbounded.encode(torch.tensor([[[-3.0]]])).item() == -3.0
+    whole = action_head(spaces.Box(0, 4, (3,), np.int32), 1)
+    assert whole.encode(torch.tensor([[[0.4, 1.7, 9.0]]])).tolist() == [[[-1.0, 0.0, 1.0]]]
 
 
 def test_uniform_actions_fill_the_space():
@@ -263,3 +293,9 @@ def test_uniform_actions_fill_the_space():
 def test_an_action_space_no_actor_can_produce_is_refused():
     with pytest.raises(ValueError, match=r"walkers.*wrap the environment"):
         AgentGroup("walkers", ("walker_0",), spaces.Discrete(2), spaces.Dict({"a": spaces.Discrete(2)}))
+
+
+@pytest.mark.parametrize("name", ["train", "items", "team.a"])
+def test_names_that_torch_needs_itself_are_refused(name):
+    with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
+        AgentGroup(name, (f"{name}_0",), spaces.Discrete(2), spaces.Discrete(2))

@@ -214,6 +214,14 @@ def test_a_function_plays_unequal_agents_in_their_own_spaces():
     assert [agent for agent, _ in asked] == ["cat_0", "cat_0", "cat_1", "cat_1", "dog_0", "dog_0"]
 
 
+def test_a_function_is_not_asked_about_what_nobody_sees():
+    """An agent that is not alive observes zeros, which are none of the choices of a Discrete space."""
+    groups = (AgentGroup("cat", ("cat_0", "cat_1"), spaces.Discrete(3), spaces.Discrete(4)),)
+    cats = torch.stack([torch.eye(3)[[1, 2]], torch.zeros(2, 3)], 1)
+    action, _ = FunctionPolicy(lambda observation, agent: observation + 1, groups).act({"cat": cats})
+    assert action["cat"][..., 0].tolist() == [[2, 0], [3, 0]]
+
+
 @pytest.mark.parametrize("action", [None, "left", [1, 2], 0.5])
 def test_a_function_that_gives_no_action(action):
     expert = FunctionPolicy(lambda observation, agent: action, groups_of_gym("CartPole-v1"))

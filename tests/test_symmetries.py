@@ -16,6 +16,7 @@ from magail.symmetries import (
     RandomViews,
     in_all_views,
     last_as_good,
+    made_for,
     what_is_shared,
 )
 from magail.types import AgentGroup, Renamed, Reordered, Symmetries
@@ -23,6 +24,7 @@ from magail_envs.particle.simple import Simple
 from magail_envs.particle.simple_spread import SimpleSpread
 from magail_envs.particle.symmetries import landmarks_of_agents, mirror_images_and_turns
 from tests.envs.playing import assert_same, random_action
+from tests.toy import ToyEnv
 
 CLONING = {"steps": 300, "batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.0, "coefficient": 0.0}
 NONE, LEFT, RIGHT, DOWN, UP = range(5)
@@ -340,3 +342,30 @@ def test_views_that_do_not_fit_are_refused(tmp_path, part, change):
     write_weights(tmp_path / "policy.safetensors", policy.state_dict(), description)
     with pytest.raises(ValueError, match="do not fit"):
         load_policy(tmp_path / "policy.safetensors", policy.groups)
+
+
+ONE, TWO = torch.tensor([[[0, 1, 2, 3]]] * 2), torch.tensor([[[1.0, 1, 1, 1]], [[-1, -1, -1, -1]]])
+MIRROR = Symmetries(2, {"agent": Reordered(ONE, TWO)}, {"agent": Renamed(torch.tensor([[[0, 1]], [[1, 0]]]))})
+CART = (AgentGroup("agent", ("agent_0",), spaces.Box(-1, 1, (4,)), spaces.Discrete(2)),)
+
+
+@pytest.mark.parametrize(
+    ("views", "message"),
+    [
+        (replace(MIRROR, action={"agent": Renamed(torch.tensor([[[0, 1]], [[1, 1]]]))}), "gives two actions one name"),
+        (replace(MIRROR, obs={"agent": Reordered(ONE, -TWO)}), "view 0 of 'agent' does not show things as they are"),
+        (replace(MIRROR, obs={"agent": Reordered(ONE, 2 * TWO)}), "every number once, with sign 1 or -1"),
+        (replace(MIRROR, obs={"agent": Reordered(ONE * 0, TWO)}), "every number once"),
+        (
+            replace(MIRROR, obs={"agent": Reordered(ONE[..., :3], TWO[..., :3])}),
+            "not 2 views of what",
+        ),
+        (replace(MIRROR, number=3), "not 3 views"),
+        (replace(MIRROR, obs={"agents": MIRROR.obs["agent"]}), "not 2 views.*KeyError"),
+        (None, "Symmetries is wanted, not None"),
+    ],
+)
+def test_what_are_no_views(views, message):
+    made_for(ToyEnv(CART, 1, 1), MIRROR, "env.symmetries")
+    with pytest.raises(ValueError, match=f"env.symmetries: .*{message}"):
+        made_for(ToyEnv(CART, 1, 1), views, "env.symmetries")

@@ -405,3 +405,16 @@ def test_every_kind_of_space_and_agents_that_leave(constructor, arguments, prior
     train(composed(*own, *TINY, f"discriminator={prior}", f"demonstrations.path={path}"), tmp_path)
     metrics = pd.read_json(tmp_path / "metrics.jsonl", lines=True)
     assert metrics["generator/policy_loss"].notna().sum() == 2
+
+
+def test_a_task_that_cannot_be_drawn_is_reported_all_the_same(tmp_path):
+    own = own_environment("own", "tests.envs.toy.Scripted", "evaluation.video_episodes=1")
+    tiny = [x for x in TINY if not x.startswith(("demonstrations", "discriminator", "evaluation.video"))]
+    output = run(*own, *tiny, "algorithm=rl", f"hydra.run.dir={tmp_path}", cwd=tmp_path, PYTHONPATH=os.getcwd())
+    assert "No video: tests.envs.toy.Scripted failed with the arguments" in output.replace("\n", " ")
+    assert (tmp_path / "results.json").exists()
+
+
+def test_training_and_evaluation_are_of_one_task(tmp_path):
+    with pytest.raises(ValueError, match=r"training's environment has the agents agent_0, agent_1, agent_2 .*agent_3"):
+        train(composed("env=simple_spread", "env.mpe2.arguments={N: 4}", "env.expert=null", *TINY, *SPREAD), tmp_path)

@@ -193,6 +193,7 @@ class Copies:
         """Begin an episode with the seed ``next_seed`` in every copy."""
         for index, copy in enumerate(self._copies):
             self._guard(index, copy.reset)
+        self._check_finite()
 
     def step(self) -> None:
         """Step the ``active`` copies; those whose episode ends begin another with the seed ``next_seed``."""
@@ -208,6 +209,19 @@ class Copies:
         for index, copy in enumerate(self._copies):
             if active[index]:
                 self._guard(index, copy.step, {agent: actions[agent][index] for agent in copy.alive})
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        for group in self._groups:
+            for field in ("obs", "next_obs", "reward"):
+                values = self._records["groups"][group.name][field]
+                if not np.isfinite(values).all():
+                    index, agent, *_ = np.argwhere(~np.isfinite(values))[0]
+                    place = where(self._name, self._first + index, self._records[index])
+                    raise RuntimeError(
+                        f"{place}, or the step that ended the one before: {field} of agent {group.agents[agent]!r} is "
+                        "not finite; mend the environment"
+                    )
 
     def _guard(self, index: int, function: Callable[..., None], *args: Any) -> None:
         self._busy[index] = True
@@ -219,8 +233,18 @@ class Copies:
         self._busy[index] = False
 
     def render(self) -> np.ndarray:
-        """The first copy as an image ``[H, W, 3]`` uint8."""
-        return np.ascontiguousarray(self._copies[0].env.render(), dtype=np.uint8)
+        """The first copy as an image ``[H, W, 3]`` uint8.
+
+        Raises:
+            ValueError: it cannot be drawn, or what its ``render`` gives is no such image.
+        """
+        try:
+            picture = np.ascontiguousarray(self._copies[0].env.render(), dtype=np.uint8)
+        except Exception as error:
+            raise ValueError(f"{self._name} cannot be drawn ({type(error).__name__}: {error})") from error
+        if picture.ndim != 3 or picture.shape[-1] != 3:
+            raise ValueError(f"{self._name}: render() gives the shape {picture.shape}, not an image [height, width, 3]")
+        return picture
 
     def close(self) -> None:
         while self._copies:
@@ -244,7 +268,11 @@ class _Row:
         self.terminated, self.truncated = fields["terminated"], fields["truncated"]
 
     def encode(self, obs: Any) -> Any:
-        return obs if self._flatten is None else spaces.flatten(self._flatten, obs)
+        if self._flatten is not None:
+            return spaces.flatten(self._flatten, obs)
+        if np.shape(obs) != self.obs.shape:
+            raise ValueError(f"an observation of the shape {np.shape(obs)} where the space has {self.obs.shape}")
+        return obs
 
 
 class _Copy:
@@ -313,6 +341,8 @@ class _Copy:
             row.obs[...] = 0
             row.mask[0] = False
         for agent in alive:
+            if agent not in encoded:
+                raise ValueError(f"agent {agent!r} is in `agents` and has no observation, or is not in possible_agents")
             row = self._rows[agent]
             row.obs[...] = encoded[agent]
             row.mask[0] = True
@@ -328,4 +358,5 @@ def _decode(space: spaces.Space[Any], action: np.ndarray) -> np.ndarray:
     if isinstance(space, spaces.MultiDiscrete):
         return action + space.start
     assert isinstance(space, spaces.Box)
-    return np.clip(action, space.low, space.high).astype(space.dtype)
+    clipped = np.clip(action, space.low, space.high)
+    return (np.rint(clipped) if space.dtype.kind in "iu" else clipped).astype(space.dtype)

@@ -22,7 +22,7 @@ class PettingZooEnv:
 
     Groups hold agents with the same role (the name without a trailing ``_<number>``) and spaces. Observations are
     flattened as `gymnasium.spaces.flatten` does. Discrete actions count from 0 whatever the space's ``start``; Box
-    actions are clipped to the space's bounds.
+    actions are clipped to the space's bounds, and rounded where it holds whole numbers.
 
     Agents may die, leave or come later: rows of agents that do not act are zero and masked out. An agent that leaves
     with neither flag set counts as truncated. The successor of an agent's last step is its final observation if the
@@ -69,8 +69,11 @@ class PettingZooEnv:
         render: bool = False,
         rebuild: bool = False,
     ) -> None:
-        if num_envs < 1 or workers < 0:
-            raise ValueError(f"{name}: num_envs={num_envs} must be at least 1 and workers={workers} at least 0")
+        if num_envs < 1 or workers < 0 or step_timeout <= 0:
+            raise ValueError(
+                f"{name}: num_envs={num_envs} must be at least 1, workers={workers} at least 0 and "
+                f"step_timeout={step_timeout} above 0"
+            )
         arguments = {**(arguments or {}), **({"render_mode": "rgb_array"} if render else {})}
         spec = Spec(name, constructor, arguments, list(wrappers), rebuild)
         if workers and not _survives_json([spec.arguments, spec.wrappers]):
@@ -197,7 +200,7 @@ class PettingZooEnv:
         """Copy 0 as an image ``[H, W, 3]`` uint8.
 
         Raises:
-            ValueError: built without ``render=True`` or with workers.
+            ValueError: built without ``render=True`` or with workers, or what it draws is no such image.
         """
         if not self._can_render:
             raise ValueError(f"{self.name}: only an environment built with render=true and workers=0 can be drawn")

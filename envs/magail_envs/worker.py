@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 import traceback
+import weakref
 from dataclasses import asdict
 from multiprocessing.connection import wait
 from typing import Any
@@ -108,6 +109,7 @@ class _Worker:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._stdin, self._stdout = self.process.stdin, self.process.stdout
+        weakref.finalize(self, self._stdin.close)  # who is forgotten rather than closed ends too
         self.send(json.dumps(job))
 
     def send(self, line: str) -> None:

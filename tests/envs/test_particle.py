@@ -349,6 +349,12 @@ def test_worlds_share_nothing_and_steps_stay_as_they_were() -> None:
         ({"max_cycles": 0}, "max_cycles is at least 1"),
         ({"local_ratio": 1.5}, "local_ratio is a proportion"),
         ({"num_agent_neighbors": 0}, "num_agent_neighbors is at least 1"),
+        ({"continuous_actions": "no"}, "continuous_actions='no' should be bool"),
+        ({"N": 2.5}, r"N=2\.5 should be int"),
+        ({"N": True}, "N=True should be int"),
+        ({"max_cycles": None}, "max_cycles=None should be int"),
+        ({"local_ratio": "half"}, "local_ratio='half' should be float"),
+        ({"num_agent_neighbors": 1.5}, r"num_agent_neighbors=1\.5 should be int or NoneType"),
     ],
 )
 def test_refused_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -361,6 +367,8 @@ def test_refused_uses() -> None:
     env.reset(Seeds(0))
     with pytest.raises(ValueError, match="render mpe2's own world"):
         env.render()
+    with pytest.raises(ValueError, match="num_envs=0 must be at least 1"):
+        spread(0)
     with pytest.raises(ValueError, match="float32 or float64"):
         spread(2, "float16")
     with pytest.raises(ValueError, match="saved state is of 3 copies"):

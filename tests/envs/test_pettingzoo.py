@@ -198,7 +198,7 @@ def test_observations_are_flattened(kind: str) -> None:
         ("matrix", [[1, 3, 0, 1], [2, 0, 1, 1]], [[[1, 3], [0, 1]], [[2, 0], [1, 1]]]),
         ("box", [[0.5, 2.0], [-3.0, -1.0]], [[0.5, 1.0], [-1.0, -1.0]]),
         ("double", [[0.7, 0.5], [-0.05, -1.0]], [[[0.1, 0.5]], [[np.float32(-0.05), 0.0]]]),
-        ("integer", [[3.0, 77.0], [-5.0, 9.0]], [[3, 9], [0, 9]]),
+        ("integer", [[3.0, 77.0], [-5.0, 8.7]], [[3, 9], [0, 9]]),
     ],
 )
 def test_actions_are_what_the_space_holds(kind: str, action: list[Any], received: list[Any]) -> None:
@@ -453,6 +453,37 @@ def test_a_failure_says_where(step: int, place: str) -> None:
         list(play(env, 10))
     assert f"ants, copy 1, {place} of the episode with reset seed 4: ArithmeticError: the ants" in str(failure.value)
     assert isinstance(failure.value.__cause__, ArithmeticError)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("nan", r"ants, copy 1, step 2 of the episode with reset seed 4.*obs of agent 'ant_1' is not finite"),
+        ("shape", r"ants, copy 1, step 2 of the episode with reset seed 4.*shape \(1,\) where the space has \(3,\)"),
+    ],
+)
+def test_what_is_no_observation(how: str, message: str) -> None:
+    env = PettingZooEnv("ants", "tests.envs.toy.Faulty", {"how": how, "seed": 4, "step": 2}, num_envs=3)
+    env.reset(itertools.count())
+    with pytest.raises(RuntimeError, match=message):
+        list(play(env, 10))
+
+
+def test_who_was_not_announced() -> None:
+    env, inner = agents_of("box")
+    env.reset(itertools.count())
+    inner[1].agents = ["ant_0", "ghost"]
+    with pytest.raises(RuntimeError, match=r"copy 1, step 1.*'ghost' is in `agents` and has no observation"):
+        act(env)
+
+
+@pytest.mark.parametrize(("how", "message"), [("invisible", "cannot be drawn"), ("flat", r"the shape \(4, 5\)")])
+def test_what_cannot_be_drawn(how: str, message: str) -> None:
+    env = PettingZooEnv("ants", "tests.envs.toy.Faulty", {"how": how, "seed": -1, "step": 0})
+    env.reset(itertools.count())
+    env._can_render = True  # the ants do not take a render_mode
+    with pytest.raises(ValueError, match=message):
+        env.render()
 
 
 def test_rendering() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -122,6 +123,17 @@ def test_close_ends_the_workers_and_may_be_called_again(capfd: pytest.CaptureFix
     for pid in running:
         assert_gone(pid)
     assert capfd.readouterr() == ("", "")
+
+
+def test_workers_that_are_forgotten_end() -> None:
+    env = PettingZooEnv("task", "tests.envs.toy.Scripted", num_envs=2, workers=2)
+    running = pids(env)
+    del env
+    gc.collect()
+    patience = time.monotonic() + 20
+    while running and time.monotonic() < patience:
+        running = [pid for pid in running if os.waitpid(pid, os.WNOHANG) == (0, 0)]
+    assert not running
 
 
 @pytest.mark.parametrize("end", ["os._exit(7)", "os.kill(os.getpid(), 9)", "raise SystemExit"])

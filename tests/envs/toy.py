@@ -180,6 +180,15 @@ class Faulty(Scripted):
             if self.how == "hang":
                 time.sleep(600)
 
+    def observe(self, agent: str) -> np.ndarray:
+        seen = super().observe(agent)
+        if (self.seed, self.t, agent) == (*self.when, "ant_1"):
+            return {"nan": seen * np.nan, "shape": seen[:1]}.get(self.how, seen)
+        return seen
+
+    def render(self) -> Any:
+        return None if self.how == "invisible" else np.zeros((4, 5), np.uint8)
+
 
 class Forgetful(Scripted):
     """Breaks the contract of a reset: remembers how many episodes it has played, and tells."""

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from itertools import groupby
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ class ParticleEnv(ABC, Generic[Options]):
         dtype: ``float32``, or ``float64`` to follow mpe2 to the last digits.
 
     Raises:
-        ValueError: an argument that does not exist here or is out of range, or another dtype.
+        ValueError: an argument that does not exist here, is of another type or is out of range, or another dtype.
     """
 
     takes: type[Options]
@@ -80,6 +80,8 @@ class ParticleEnv(ABC, Generic[Options]):
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"{name}: a particle world computes in {' or '.join(DTYPES)}, not in {dtype!r}")
+        if num_envs < 1:
+            raise ValueError(f"{name}: num_envs={num_envs} must be at least 1")
         self.name, self.num_envs = name, num_envs
         self.arguments = _read(self.takes, name, arguments)
         agents, landmarks = self.bodies()
@@ -271,6 +273,11 @@ def _read(kind: type[Options], name: str, arguments: Mapping[str, Any]) -> Optio
             f"{name}: not here: {', '.join(unknown)} (here are {', '.join(known)}); leave them off or use "
             "env.backend=mpe2"
         )
+    for key, hint in get_type_hints(kind).items():
+        allowed = get_args(hint) or (hint,)
+        value = arguments.get(key, getattr(kind, key))
+        if type(value) not in allowed and not (float in allowed and type(value) is int):
+            raise ValueError(f"{name}: {key}={value!r} should be {' or '.join(x.__name__ for x in allowed)}")
     try:
         return kind(**arguments)
     except ValueError as error:
