@@ -235,7 +235,14 @@ def check(cfg: DictConfig) -> None:
             "recurrent policies and n-step returns need whole episodes: set generator.policy.recurrent=0 or "
             "generator.n_step=1, or demonstrations.every=1"
         )
-    unrewarded = cfg.discriminator._target_.endswith("NoDiscriminator") and select("generator.expert_reward") is None
+    no_discriminator = cfg.discriminator._target_.endswith("NoDiscriminator")
+    if not no_discriminator and cfg.generator._target_.endswith((".IQLearn", ".DAgger")):
+        raise ValueError(
+            f"algorithm={cfg.algorithm} rewards its generator, but this one learns without rewards: choose "
+            "algorithm=iq or dagger, or another generator"
+        )
+    demonstrated = select("generator.expert_fraction", default=0) * select("generator.batch_size", default=0)
+    unrewarded = no_discriminator and (select("generator.expert_reward") is None or round(demonstrated) == 0)
     if unrewarded and cfg.generator._target_.endswith((".PPO", ".TRPO", ".MACK", ".SAC")):
         raise ValueError(
             "discriminator=none rewards nothing, so this generator has nothing to learn from: choose a discriminator, "

@@ -25,7 +25,7 @@ DEMONSTRATIONS, CHECKPOINTS = "demonstrations.npz", "checkpoints"  # of a run, i
 CAN_CHANGE = (  # of a run that goes on; the rest is in its checkpoints and demonstrations, or was done before the first
     *("iterations", "rollout_steps", "generator", "discriminator", "bc.coefficient", "bc.evaluate_every"),
     *("threads", "device", "compile", "matmul_precision", "evaluation", "checkpoint", "logger"),
-    *("env.evaluate", "env.train.workers", "env.train.step_timeout"),
+    *("env.evaluate", "env.train.workers", "env.train.step_timeout", "env.train.arguments"),
 )
 
 

@@ -56,6 +56,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         settle_box(cfg, demonstrations)
         env, demonstrations, views = with_symmetries(cfg, env, demonstrations)
         settle_activation(cfg)
+        torch.manual_seed(cfg.seed)  # also where demonstrations were recorded before the run was stopped
         with device:
             generator = build(cfg.generator, groups=env.groups)
         generator.averaged.views = None if generator.policy.recurrent else views

@@ -178,6 +178,9 @@ def test_every_experiment_passes_the_check(experiment):
         (["algorithm=rl", "demonstrations.path=x.npz"], "demonstrations.path=x.npz is not read"),
         (["algorithm=rl", "reward.checkpoint=x"], "reward.checkpoint is not read without reward=learned"),
         (["discriminator=none"], "nothing to learn from.*algorithm=sqil"),
+        (["algorithm=sqil", "generator.expert_fraction=0"], "nothing to learn from"),
+        (["generator=iq"], "learns without rewards: choose algorithm=iq"),
+        (["algorithm=rl", "generator=dagger"], "learns without rewards"),
         (["algorithm=sqil", "generator.expert_reward=null"], "nothing to learn from"),
     ],
 )

@@ -427,7 +427,8 @@ def test_airl_logits_in_closed_form(prior):
     rollout = random_batch(TWO_SIDES, 5, 4, alive=0.8)
     batch = rollout.flatten()
     g, h = discriminator.prior.g(batch), discriminator.prior.h(batch)
-    moved = JointTransition({n: replace(x, obs=x.next_obs) for n, x in batch.groups.items()})
+    still = {n: x.mask & ~x.terminated for n, x in batch.groups.items()}
+    moved = JointTransition({n: replace(x, obs=x.next_obs, mask=still[n]) for n, x in batch.groups.items()})
     after = discriminator.prior.h(moved)
     for name, group in batch.groups.items():
         f = g[name] + 0.9 * after[name] * ~group.terminated - h[name]
@@ -812,3 +813,21 @@ def test_no_discriminator_gives_no_reward():
     rewards_given = NoDiscriminator(TWO_SIDES, None, None).reward(rollout)
     assert (rewards_given["wolf"] == 0).all()
     assert rewards_given["wolf"].shape == (3, 2, 2)
+
+
+@pytest.mark.parametrize("prior", [Decentralized, Centralized, Single])
+def test_potentials_of_those_who_live_pay_nothing_when_another_dies(prior):
+    """What f pays more than g along an episode is h of its end less h of its beginning."""
+    torch.manual_seed(0)
+    f = make(prior, airl_discount=1.0).prior
+    steps = random_batch(TWO_SIDES, 5)
+    wolves = steps.groups["wolf"]
+    for group in steps.groups.values():
+        group.terminated.fill_(False)
+        group.next_obs[:-1] = group.obs[1:]
+    wolves.terminated[1, 0] = True
+    wolves.mask[2:, 0] = False
+    wolves.obs[2:, 0] = wolves.next_obs[2:, 0] = 0  # next_obs of its last step is what it saw last
+    end = replace(steps, groups={name: replace(g, obs=g.next_obs) for name, g in steps.groups.items()})
+    paid = (f(steps)["sheep"] - f.g(steps)["sheep"]).sum(0)
+    torch.testing.assert_close(paid, (f.h(end)["sheep"][-1] - f.h(steps)["sheep"][0]))

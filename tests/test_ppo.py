@@ -181,3 +181,18 @@ def test_it_solves_the_walk(seed):
     torch.manual_seed(seed)
     env = Walk()
     assert returns_after(env, ppo(env.groups), 60) > -3.0  # the best is about -0.6, chance about -14
+
+
+def test_who_died_is_not_there_in_what_follows():
+    """The value of a successor is that of the next step's observations, in which the dead are zeros."""
+    generator = ppo(TWO_SIDES)
+    rollout = random_batch(TWO_SIDES, 2, 4)
+    for group in rollout.groups.values():
+        group.terminated.fill_(False)
+        group.next_obs[0] = group.obs[1]
+    wolves = rollout.groups["wolf"]
+    wolves.terminated[0, :, 0], wolves.mask[1, :, 0] = True, False
+    wolves.obs[1, :, 0] = 0  # where next_obs has the last observation
+    values, next_values = generator._values(rollout, generator.policy.normalize(rollout.field("obs")), {})
+    torch.testing.assert_close(next_values["sheep"][0], values["sheep"][1])
+    torch.testing.assert_close(next_values["wolf"][0, :, 1:], values["wolf"][1, :, 1:])

@@ -148,3 +148,13 @@ def test_an_absorbing_step_follows_each_termination():
         for x in (group.obs, group.action, group.next_obs, group.log_prob, group.terminated, group.truncated):
             assert not x.any()
             assert x.shape[:2] == group.mask.shape
+
+
+def test_a_smaller_replay_keeps_the_newest():
+    replay, smaller = Replay(40), Replay(20)
+    rollout = random_batch(TWO_SIDES, 5, 8)
+    replay.push(rollout)
+    assert replay.full
+    smaller.load_state_dict(replay.state_dict(), torch.device("cpu"))
+    kept = smaller.state_dict()
+    assert torch.equal(kept["wolf"]["obs"], rollout.groups["wolf"].obs[-2:])

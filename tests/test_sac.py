@@ -410,6 +410,22 @@ def test_it_goes_on_bit_for_bit(tmp_path):
         assert all(torch.equal(x, state_again[key]) for key, x in state.items())
 
 
+def test_rates_are_those_of_whoever_goes_on():
+    state = sac(TWO_SIDES, learning_rate=1e-3, critic_learning_rate=2e-3).state_dict()
+    again = sac(TWO_SIDES, learning_rate=1e-4, critic_learning_rate=0.0)
+    again.load_state_dict(state)
+    assert [group["lr"] for group in again.optimizer.param_groups][:2] == [1e-4, 0.0]
+
+
+def test_learning_starts_when_no_more_can_be_kept():
+    """Of 40 steps of 6 copies 36 are kept."""
+    generator = sac(TWO_SIDES, replay_capacity=40, learning_starts=40)
+    infos = [generator.update(random_batch(TWO_SIDES, 3, 6), env_reward) for _ in range(2)]
+    assert [bool(info) for info in infos] == [False, True]
+    with pytest.raises(ValueError, match=r"learning_starts=41 is more than generator\.replay_capacity=40"):
+        sac(TWO_SIDES, replay_capacity=40, learning_starts=41)
+
+
 def train(env, generator, reward, iterations, demonstrations=None):
     for _ in range(iterations):
         rollout, info = collect(env, generator.policy, 10)

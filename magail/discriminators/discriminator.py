@@ -17,6 +17,7 @@ from magail.discriminators.priors import Prior, ZeroSum
 from magail.discriminators.regularizers import POINTS, Examples, gradient_penalty, joined, mixed, smoothed, with_noise
 from magail.discriminators.shaped import Shaped
 from magail.networks import RunningNormalizer, module_dict
+from magail.optim.options import load_state
 from magail.policy import Policy
 from magail.ranges import check_range
 from magail.types import (
@@ -273,7 +274,7 @@ class Discriminator:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.prior.load_state_dict(state["prior"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])
         for name, scale in self.scales.items():
             scale.load_state_dict(state["scales"][name])
         device = next(self.prior.parameters()).device  # a checkpoint is read to the CPU

@@ -329,6 +329,11 @@ class ZeroSum(Single):
                 f"the zero-sum prior needs two sides, but the environment has the single group {names[0]!r}; "
                 "choose discriminator=decentralized, centralized or single"
             )
+        if first_side is None and len(names) > 2:
+            raise ValueError(
+                f"discriminator.prior.first_side is needed where there are more than two groups: name those of {names} "
+                "that play together"
+            )
         self.first_side = set(names[:1] if first_side is None else first_side)
         if not self.first_side or not self.first_side < set(names):
             raise ValueError(

@@ -86,6 +86,9 @@ def _flags(features: ByGroup, kind: str) -> ByGroup:
 
 
 def _moved_on(batch: JointTransition) -> JointTransition:
-    """``batch`` with the next observations in place of the observations."""
-    groups = {name: dataclasses.replace(group, obs=group.next_obs) for name, group in batch.groups.items()}
+    """``batch`` with the next observations in place of the observations, and without those who terminated."""
+    groups = {
+        name: dataclasses.replace(group, obs=group.next_obs, mask=group.mask & ~group.terminated)
+        for name, group in batch.groups.items()
+    }
     return dataclasses.replace(batch, groups=groups)

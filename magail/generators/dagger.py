@@ -13,6 +13,7 @@ from magail.demonstrations import Demonstrations
 from magail.experts import Source, load_expert
 from magail.experts import most_likely as most_likely_actions
 from magail.generators.generator import PolicyAverage, RewardFn, refuse_memory
+from magail.optim.options import load_state
 from magail.policy import Policy, PolicyOptions
 from magail.population import Population
 from magail.ranges import check_range
@@ -141,7 +142,7 @@ class DAgger:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.average.load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])
         device = self.tickets.device
         groups = {name: Transition(**columns) for name, columns in state["dataset"].items()}
         self.dataset = JointTransition(groups).map(lambda x: x.to(device)) if groups else None

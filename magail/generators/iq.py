@@ -16,6 +16,7 @@ from magail.distributions import BoxDistribution, BoxHead, DiscreteHead
 from magail.generators.generator import PolicyAverage, RewardFn, refuse_clipped, refuse_memory
 from magail.generators.replay import Replay
 from magail.networks import Encoder, StackedMLP, follow, module_dict
+from magail.optim.options import load_state
 from magail.policy import Policy, PolicyOptions
 from magail.ranges import check_range
 from magail.types import AgentGroup, ByGroup, JointTransition, concatenate
@@ -346,5 +347,5 @@ class IQLearn:
         self.soft_q.load_state_dict(state["soft_q"])
         if self.target is not None:
             self.target.load_state_dict(state["target"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])
         self.replay.load_state_dict(state["replay"], self.policy.fixed.device)

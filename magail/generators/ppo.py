@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from magail.advantage import masked_mean
 from magail.generators.on_policy import OnPolicy, Samples, falling
 from magail.networks import CriticOptions
+from magail.optim.options import load_state
 from magail.policy import PolicyOptions
 from magail.ranges import check_range
 from magail.types import AgentGroup
@@ -141,4 +142,4 @@ class PPO(OnPolicy):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])

@@ -48,6 +48,11 @@ class Replay:
         """Environment steps kept."""
         return 0 if self._ring is None else self._size * self._ring.batch_shape[1]
 
+    @property
+    def full(self) -> bool:
+        """Whether the oldest steps make way for the next."""
+        return self._ring is not None and self._size == self._ring.batch_shape[0]
+
     def push(self, rollout: JointTransition) -> None:
         """Take in ``[T, E]`` steps that follow on those pushed before, in place of the oldest where there is no room.
 
@@ -101,7 +106,8 @@ class Replay:
         self.__init__(self.capacity)  # type: ignore[misc]
         if state:
             kept = JointTransition({name: Transition(**columns) for name, columns in state.items()})
-            self.push(kept.map(lambda x: x.to(device)))
+            rows = max(1, self.capacity // kept.batch_shape[1])  # the newest that there is still room for
+            self.push(kept.map(lambda x: x[-rows:].to(device)))
 
 
 def n_step_return(reward: Tensor, group: Transition, played: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:

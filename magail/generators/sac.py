@@ -18,6 +18,7 @@ from magail.generators.generator import PolicyAverage, RewardFn, refuse_clipped,
 from magail.generators.q_networks import Choices, TwinCritics
 from magail.generators.replay import Replay, Sequences, at_step, n_step_return
 from magail.networks import follow
+from magail.optim.options import load_state
 from magail.policy import Policy, PolicyOptions
 from magail.ranges import check_range
 from magail.types import AgentGroup, ByGroup, JointTransition, absorbing_transition
@@ -65,6 +66,11 @@ class SAC:
     ) -> None:
         check_range({"generator.batch_size": batch_size, "generator.n_step": n_step}, 1)
         check_range({"generator.learning_starts": learning_starts, "generator.updates_per_step": updates_per_step}, 0)
+        if learning_starts > replay_capacity:
+            raise ValueError(
+                f"generator.learning_starts={learning_starts} is more than generator.replay_capacity="
+                f"{replay_capacity} can keep, so learning would never start: lower it"
+            )
         rates = {"learning_rate": learning_rate, "critic_learning_rate": critic_learning_rate}
         rates |= {"temperature_learning_rate": temperature_learning_rate, "max_grad_norm": max_grad_norm}
         check_range({f"generator.{name}": rate for name, rate in rates.items()}, 0)
@@ -119,7 +125,7 @@ class SAC:
         """
         self.policy.observe(rollout)
         self.replay.push(rollout)
-        if len(self.replay) < self.learning_starts:
+        if len(self.replay) < self.learning_starts and not self.replay.full:
             return {}
         if self.num_experts and self._demonstrated is None:
             self._demonstrated = _replay_of(demonstrations)
@@ -249,7 +255,7 @@ class SAC:
         self.target_critic.load_state_dict(state["target_critic"])
         for name, x in state["log_temperature"].items():
             self.log_temperature[name].data.copy_(x)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])
         self.replay.load_state_dict(state["replay"], self.policy.fixed.device)
 
 

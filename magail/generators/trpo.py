@@ -14,6 +14,7 @@ from magail.advantage import masked_mean
 from magail.distributions import Distribution
 from magail.generators.on_policy import OnPolicy, Samples
 from magail.networks import Actor, CriticOptions
+from magail.optim.options import load_state
 from magail.policy import PolicyOptions
 from magail.ranges import check_range
 from magail.types import AgentGroup
@@ -160,7 +161,7 @@ class TRPO(OnPolicy):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])
 
 
 class Blocks:

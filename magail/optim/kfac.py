@@ -271,7 +271,8 @@ class _Factor:
         """The mean over ``samples [B]``, with ``damping [B]`` added to its eigenvalues."""
         identity = torch.eye(self.sum.shape[-1]).to(self.sum)
         self.damped = self.sum / samples.reshape(-1, 1, 1) + damping.reshape(-1, 1, 1) * identity
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.damped))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.damped))
+        self.inverse = inverse.contiguous()  # as it is after loading: products round by how numbers lie
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"sum": self.sum, "damped": self.damped, "inverse": self.inverse}
