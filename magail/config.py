@@ -208,6 +208,11 @@ def check(cfg: DictConfig) -> None:
             "imitation needs demonstrations: set demonstrations.count, or train on the environment's reward with "
             "algorithm=rl"
         )
+    if cfg.algorithm == "bc" and cfg.iterations:
+        raise ValueError(
+            f"algorithm=bc is cloning alone and has no iterations: leave iterations={cfg.iterations} out, or choose "
+            "algorithm=magail, which clones first"
+        )
     if cfg.algorithm == "rl" and imitation:
         raise ValueError(
             "algorithm=rl trains on the environment's reward and has no other discriminator; leave discriminator out, "

@@ -170,7 +170,8 @@ class StableBaselinesPolicy:
                 "dotted path of a function that plays all of them"
             )
         (self.group,) = groups
-        self.policy, self.deterministic = _stable_baselines_policy(path, self.group), False
+        self.policy, self.gsde = _stable_baselines_policy(path, self.group)
+        self.deterministic = False
 
     def most_likely(self) -> StableBaselinesPolicy:
         """The same one, without the noise of exploration."""
@@ -184,6 +185,8 @@ class StableBaselinesPolicy:
         seen = _seen(self.group.observation_space, rows)
         with torch.random.fork_rng(devices=[]):  # it draws from torch's own random numbers
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            if self.gsde:
+                self.policy.reset_noise(int(seen.sum()))  # of gSDE, which it keeps for whole rollouts in training
             played, _ = self.policy.predict(
                 unflat_obs(self.group.observation_space, rows[seen].numpy()), deterministic=self.deterministic
             )
@@ -193,7 +196,8 @@ class StableBaselinesPolicy:
         return action, _certain(action)
 
 
-def _stable_baselines_policy(path: Path, group: AgentGroup) -> Any:
+def _stable_baselines_policy(path: Path, group: AgentGroup) -> tuple[Any, bool]:
+    """The policy, and whether its noise is that of gSDE."""
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; check the path")
     try:
@@ -227,7 +231,7 @@ def _stable_baselines_policy(path: Path, group: AgentGroup) -> Any:
             f"environment that it was trained on ({str(error).splitlines()[-1].strip()})"
         ) from error
     policy.set_training_mode(False)
-    return policy
+    return policy, bool(data.get("use_sde"))
 
 
 def _channels_first(space: spaces.Space[Any]) -> spaces.Space[Any]:

@@ -65,6 +65,13 @@ def check_range(values: Mapping[str, float], low: float, high: float = math.inf)
             raise ValueError(f"{name}={value} must be {bounds}")
 
 
+def check_above(values: Mapping[str, float], low: float = 0.0, high: float = math.inf) -> None:
+    """Raise `ValueError` for the first of the named values that is not above ``low``, or is above ``high``."""
+    for name, value in values.items():
+        if not low < value <= high:
+            raise ValueError(f"{name}={value} must be above {low:g}" + ("" if high == math.inf else f", to {high:g}"))
+
+
 def check_cloning(steps: object, learning_rate: object, weight_decay: object) -> None:
     """Raise `ValueError` for what is neither ``auto`` nor a number of at least 0; of ``steps`` an integer."""
     for name, value, kind, number in (

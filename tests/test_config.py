@@ -179,6 +179,7 @@ def test_every_experiment_passes_the_check(experiment):
         (["algorithm=rl", "reward.checkpoint=x"], "reward.checkpoint is not read without reward=learned"),
         (["discriminator=none"], "nothing to learn from.*algorithm=sqil"),
         (["algorithm=sqil", "generator.expert_fraction=0"], "nothing to learn from"),
+        (["algorithm=bc", "iterations=3"], "algorithm=bc is cloning alone"),
         (["generator=iq"], "learns without rewards: choose algorithm=iq"),
         (["algorithm=rl", "generator=dagger"], "learns without rewards"),
         (["algorithm=sqil", "generator.expert_reward=null"], "nothing to learn from"),

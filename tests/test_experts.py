@@ -68,8 +68,21 @@ def test_a_model_of_stable_baselines3_plays_as_there(name, tmp_path):
     sampled = [expert.act({"agent": obs}, torch.Generator().manual_seed(s))[0]["agent"] for s in (1, 1, 2)]
     assert torch.equal(sampled[0], sampled[1])
     assert torch.equal(torch.get_rng_state(), before)  # training's random numbers are its own
-    if name not in ("dqn", "td3", "ppo, gSDE"):  # gSDE keeps its noise
+    if name not in ("dqn", "td3"):  # which have no noise of their own
         assert not torch.equal(sampled[0], sampled[2])
+
+
+def test_noise_is_that_of_the_file(tmp_path):
+    """gSDE draws its noise from the spread that was learned, not from that of a new policy."""
+    model, path, env = saved(tmp_path, "ppo, gSDE")
+    model.policy.log_std.data.fill_(-8.0)
+    model.save(path)
+    groups = groups_of_gym(env)
+    obs = {"agent": random_batch(groups, 50).groups["agent"].obs}
+    expert = load_expert(path, groups)
+    sampled, calm = (policy.act(obs)[0]["agent"] for policy in (expert, most_likely(expert)))
+    assert not torch.equal(sampled, calm)
+    torch.testing.assert_close(sampled, calm, atol=0.02, rtol=0)
 
 
 def test_images_are_turned_round_as_there(tmp_path):

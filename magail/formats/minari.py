@@ -52,8 +52,13 @@ def read(path: str, groups: Sequence[AgentGroup]) -> Demonstrations:
         ) from error
     order = storage.metadata.get("agents", list(getattr(storage.action_space, "spaces", ())))
     agents = [_episode(groups, x, order, f"{path}: episode {index}") for index, x in enumerate(episodes)]
-    seeds = [-1 if note.get("seed") is None else int(note["seed"]) for note in notes]
+    seeds = [_known_seed(note.get("seed")) for note in notes]
     return converted(path, groups, agents, seeds)
+
+
+def _known_seed(seed: Any) -> int:
+    """-1 where it is none, or larger than demonstrations can hold, as half of those are that Minari draws itself."""
+    return -1 if seed is None or int(seed) >= 2**63 else int(seed)
 
 
 def write(demonstrations: Demonstrations, output: str) -> None:

@@ -18,7 +18,7 @@ from magail.generators.replay import Replay
 from magail.networks import Encoder, StackedMLP, follow, module_dict
 from magail.optim.options import load_state
 from magail.policy import Policy, PolicyOptions
-from magail.ranges import check_range
+from magail.ranges import check_above, check_range
 from magail.types import AgentGroup, ByGroup, JointTransition, concatenate
 
 MIXINGS = ("none", "linear")
@@ -231,8 +231,9 @@ class IQLearn:
         max_grad_norm: float,
         averaging: float,
     ) -> None:
-        check_range({"generator.temperature": temperature, "generator.beta": beta}, 1e-8)
-        check_range({"generator.gamma": gamma, "generator.polyak": 0 if polyak is None else polyak}, 0, 1)
+        check_above({"generator.temperature": temperature, "generator.beta": beta})
+        check_above({"generator.polyak": 1 if polyak is None else polyak}, 0, 1)
+        check_range({"generator.gamma": gamma}, 0, 1)
         check_range({"generator.steps": steps, "generator.batch_size": batch_size}, 1)
         check_range({"generator.expert_fraction": expert_fraction}, 1 / batch_size, 1)
         check_range({"generator.weight_decay": weight_decay}, 0)

@@ -20,7 +20,7 @@ from magail.generators.replay import Replay, Sequences, at_step, n_step_return
 from magail.networks import follow
 from magail.optim.options import load_state
 from magail.policy import Policy, PolicyOptions
-from magail.ranges import check_range
+from magail.ranges import check_above, check_range
 from magail.types import AgentGroup, ByGroup, JointTransition, absorbing_transition
 
 
@@ -65,7 +65,11 @@ class SAC:
         averaging: float,
     ) -> None:
         check_range({"generator.batch_size": batch_size, "generator.n_step": n_step}, 1)
-        check_range({"generator.learning_starts": learning_starts, "generator.updates_per_step": updates_per_step}, 0)
+        check_range({"generator.learning_starts": learning_starts}, 0)
+        check_above(
+            {"generator.updates_per_step": updates_per_step, "generator.initial_temperature": initial_temperature}
+        )
+        check_above({"generator.polyak": polyak}, 0, 1)
         if learning_starts > replay_capacity:
             raise ValueError(
                 f"generator.learning_starts={learning_starts} is more than generator.replay_capacity="
@@ -74,8 +78,8 @@ class SAC:
         rates = {"learning_rate": learning_rate, "critic_learning_rate": critic_learning_rate}
         rates |= {"temperature_learning_rate": temperature_learning_rate, "max_grad_norm": max_grad_norm}
         check_range({f"generator.{name}": rate for name, rate in rates.items()}, 0)
-        check_range({"generator.initial_temperature": initial_temperature}, 1e-8)
-        check_range({"generator.discrete_entropy": discrete_entropy, "generator.polyak": polyak}, 0, 1)
+        check_range({"generator.discrete_entropy": discrete_entropy}, 0, 1)
+        check_range({"generator.box_entropy": box_entropy}, -math.inf, 0.69)
         check_range({"generator.expert_fraction": expert_fraction}, 0, 1)
         check_range({"generator.gamma": gamma}, 0, 0.9999 if absorbing else 1)
         self.policy = Policy(groups, **policy)

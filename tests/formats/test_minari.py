@@ -247,3 +247,9 @@ def test_damaged_datasets(datasets):
 def test_names_that_are_no_ids():
     with pytest.raises(ValueError, match="ids look like"):
         ours.write(make(), "demonstrations.npz")
+
+
+@pytest.mark.parametrize(("noted", "known"), [(None, -1), (7, 7), (2**63 + 5, -1)])
+def test_seeds_that_are_too_large_are_not_known(noted, known):
+    """Minari draws 64 bits for whoever names no seed."""
+    assert ours._known_seed(noted) == known
