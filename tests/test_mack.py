@@ -219,7 +219,7 @@ def test_lengths_of_steps_fall_linearly():
         after = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in modules]
         return torch.stack([(a - b).norm() for a, b in zip(after, before, strict=True)])
 
-    for clip_kl in (1e9, 1e-9):
+    for clip_kl in (1e9, 1e-7):  # where steps are still longer than parameters are rounded
         for progress, fraction in ((0.5, 0.55), (1.0, 0.1)):
             torch.testing.assert_close(length(progress, clip_kl), fraction * length(0.0, clip_kl), rtol=1e-2, atol=0.0)
 
