@@ -8,9 +8,8 @@ what MAGAIL begins from plays too. In the cross-play everybody plays one side ag
 initial states that training did not see; a cell is the mean return of an agent of the side over episodes (`NOTE`) and
 seeds. The score is 0 for random play and 1 for the expert, both against the expert. Then a newcomer is trained on each
 side against the expert, by the command that the expert was trained by (of simple_world_comm's several the first) for
-2,000 iterations. Whichever of newcomer and expert gets more against the
-expert goes on for 400 against everybody, which is everybody's best response; the gain (`NOTE`) says how exploitable
-somebody is.
+2,000 iterations. Whichever of newcomer and expert gets more against the expert goes on for 400 against everybody, which
+is everybody's best response; the gain (`NOTE`) says how exploitable somebody is.
 
 A mean return is a row of the .csv file beside the page, and the policies of a row that is there are not trained again:
 the command takes up where it was stopped, on another machine too. To make rows anew delete them and their run

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from magail.distributions import Distribution, action_head
-from magail.ranges import check_above, check_range
+from magail.ranges import check_positive, check_range
 from magail.types import AgentGroup, ByGroup, JointTransition, are_bounded, bounds
 
 
@@ -457,7 +457,7 @@ class Critic(nn.Module):
         recurrent: int = 0,
     ) -> None:
         super().__init__()
-        check_above({"generator.critic.value_horizon": value_horizon})
+        check_positive({"generator.critic.value_horizon": value_horizon})
         self.recurrent = recurrent
         self.sizes = {group.name: group.num_agents for group in groups}
         self.encoders = module_dict(

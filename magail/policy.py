@@ -248,8 +248,7 @@ def load_policy(path: Path, groups: Sequence[AgentGroup]) -> Policy:
         policy.load_state_dict({name: x for name, x in weights.items() if not name.startswith(others)})
         if description.get("views"):  # what was written before there were any has none
             policy.views = described_symmetries(description["views"]).of(agents)
-            probe = {group.name: torch.zeros(1, group.num_agents, group.obs_dim) for group in groups}
-            policy.distributions(probe)  # fails where the views do not fit
+            policy.views.check(groups)
     except (TypeError, KeyError, IndexError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{path}: its weights do not fit the environment's spaces; choose the environment and arguments that it "

@@ -65,11 +65,11 @@ def check_range(values: Mapping[str, float], low: float, high: float = math.inf)
             raise ValueError(f"{name}={value} must be {bounds}")
 
 
-def check_above(values: Mapping[str, float], low: float = 0.0, high: float = math.inf) -> None:
-    """Raise `ValueError` for the first of the named values that is not above ``low``, or is above ``high``."""
+def check_positive(values: Mapping[str, float], high: float = math.inf) -> None:
+    """Raise `ValueError` for the first of the named values that is not within ``(0, high]``."""
     for name, value in values.items():
-        if not low < value <= high:
-            raise ValueError(f"{name}={value} must be above {low:g}" + ("" if high == math.inf else f", to {high:g}"))
+        if not 0 < value <= high:
+            raise ValueError(f"{name}={value} must be above 0" + ("" if high == math.inf else f", to {high:g}"))
 
 
 def check_cloning(steps: object, learning_rate: object, weight_decay: object) -> None:

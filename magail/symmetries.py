@@ -40,7 +40,7 @@ def made_for(env: BatchedEnv, made: Any, key: str) -> Symmetries:
     if not isinstance(made, Symmetries):
         raise ValueError(f"{key}: a magail.types.Symmetries is wanted, not {made!r:.80}")
     try:
-        made.check(env.groups)
+        made.to(torch.device("cpu")).check(env.groups)
     except ValueError as error:
         raise ValueError(f"{key}: {error}; or go on without: symmetries=false") from error
     return made.to(env.device)

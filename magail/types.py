@@ -91,6 +91,11 @@ class Transition:
     log_prob: Tensor  # [..., A] of the action under the policy that took it; 0 where unknown (demonstrations)
     env_reward: Tensor  # [..., A] for logs and for `algorithm=rl`; imitation never reads it
 
+    @property
+    def lives_on(self) -> Tensor:
+        """``[..., A]`` bool: the agent acted and did not terminate, so it is there in what follows."""
+        return self.mask & ~self.terminated
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Transition:
         """Apply ``function`` to every field."""
         return Transition(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
@@ -312,7 +317,7 @@ class Symmetries:
         }
 
     def check(self, groups: Sequence[AgentGroup]) -> None:
-        """Refuse what are no views of what the agents of ``groups`` see and do.
+        """Refuse what are, on the CPU, no views of what the agents of ``groups`` see and do.
 
         Raises:
             ValueError: a group is missing, or a view of one has another size, loses something or, being the first, does
@@ -366,7 +371,7 @@ class Symmetries:
 
 
 def described_symmetries(description: Mapping[str, Any]) -> Symmetries:
-    """What `Symmetries.described` is of.
+    """What `Symmetries.described` is of, which `Symmetries.check` has still to see.
 
     Raises:
         ValueError: it is of none.
@@ -374,28 +379,17 @@ def described_symmetries(description: Mapping[str, Any]) -> Symmetries:
     try:
         obs = {name: _reordered(change) for name, change in description["obs"].items()}
         action: dict[str, Change] = {
-            name: _reordered(x) if "sign" in x else _renamed(x) for name, x in description["action"].items()
+            name: _reordered(x) if "sign" in x else Renamed(torch.tensor(x["name"]))
+            for name, x in description["action"].items()
         }
-        agents = {name: _permutations(rows) for name, rows in description["agents"].items()}
+        agents = {name: torch.tensor(rows) for name, rows in description["agents"].items()}
         return Symmetries(len(next(iter(obs.values())).source), obs, action, agents)
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
         raise ValueError(f"not views: {error}") from error
 
 
 def _reordered(change: Mapping[str, Any]) -> Reordered:
-    return Reordered(_permutations(change["source"]), torch.tensor(change["sign"], dtype=torch.float32))
-
-
-def _renamed(change: Mapping[str, Any]) -> Renamed:
-    return Renamed(_permutations(change["name"]))
-
-
-def _permutations(rows: Sequence[Any]) -> Tensor:
-    """``[..., K]``, each row a permutation, as all that rows of a `Symmetries` say."""
-    found = torch.tensor(rows, dtype=torch.int64)
-    if (found.sort(-1).values != torch.arange(found.shape[-1])).any():
-        raise ValueError("not views: names that are no permutation")
-    return found
+    return Reordered(torch.tensor(change["source"]), torch.tensor(change["sign"], dtype=torch.float32))
 
 
 def _rows(x: Tensor, agents: Tensor) -> Tensor:

@@ -482,7 +482,14 @@ def test_mixtures_that_mean_nothing_are_refused(options):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("label_smoothing", 0.6), ("pause_above", 0.2), ("replay", -1), ("airl_discount", 1.5), ("reward_clip", 0.0)],
+    [
+        ("label_smoothing", 0.6),
+        ("pause_above", 0.2),
+        ("replay", -1),
+        ("airl_discount", 1.5),
+        ("reward_clip", -1.0),
+        ("reward_clip", 0.0),
+    ],
 )
 def test_options_out_of_range_are_refused(option, value):
     with pytest.raises(ValueError, match=rf"discriminator\.{option}={value} must be"):
@@ -830,4 +837,4 @@ def test_potentials_of_those_who_live_pay_nothing_when_another_dies(prior):
     wolves.obs[2:, 0] = wolves.next_obs[2:, 0] = 0  # next_obs of its last step is what it saw last
     end = replace(steps, groups={name: replace(g, obs=g.next_obs) for name, g in steps.groups.items()})
     paid = (f(steps)["sheep"] - f.g(steps)["sheep"]).sum(0)
-    torch.testing.assert_close(paid, (f.h(end)["sheep"][-1] - f.h(steps)["sheep"][0]))
+    torch.testing.assert_close(paid, f.h(end)["sheep"][-1] - f.h(steps)["sheep"][0])

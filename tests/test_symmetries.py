@@ -356,10 +356,7 @@ CART = (AgentGroup("agent", ("agent_0",), spaces.Box(-1, 1, (4,)), spaces.Discre
         (replace(MIRROR, obs={"agent": Reordered(ONE, -TWO)}), "view 0 of 'agent' does not show things as they are"),
         (replace(MIRROR, obs={"agent": Reordered(ONE, 2 * TWO)}), "every number once, with sign 1 or -1"),
         (replace(MIRROR, obs={"agent": Reordered(ONE * 0, TWO)}), "every number once"),
-        (
-            replace(MIRROR, obs={"agent": Reordered(ONE[..., :3], TWO[..., :3])}),
-            "not 2 views of what",
-        ),
+        (replace(MIRROR, obs={"agent": Reordered(ONE[..., :3], TWO[..., :3])}), "not 2 views of what"),
         (replace(MIRROR, number=3), "not 3 views"),
         (replace(MIRROR, obs={"agents": MIRROR.obs["agent"]}), "not 2 views.*KeyError"),
         (None, "Symmetries is wanted, not None"),

@@ -75,7 +75,8 @@ def same(a, b):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("max_kl", -1), ("fisher_fraction", 0), ("backtrack_factor", 1.5), ("critic_epochs", 0)]
+    ("option", "value"),
+    [("max_kl", -1), ("cg_iterations", 0), ("fisher_fraction", 0), ("backtrack_factor", 1.5), ("critic_epochs", 0)],
 )
 def test_options_out_of_range_are_refused(option, value):
     with pytest.raises(ValueError, match=rf"generator\.{option}={value} must be"):

@@ -19,7 +19,7 @@ from magail.discriminators.shaped import Shaped
 from magail.networks import RunningNormalizer, module_dict
 from magail.optim.options import load_state
 from magail.policy import Policy
-from magail.ranges import check_above, check_range
+from magail.ranges import check_positive, check_range
 from magail.types import (
     AgentGroup,
     ByGroup,
@@ -86,7 +86,7 @@ class Discriminator:
             known = " or ".join(POINTS)
             raise ValueError(f"discriminator.gradient_penalty_points={gradient_penalty_points} must be {known}")
         if reward_clip is not None:
-            check_above({"discriminator.reward_clip": reward_clip})
+            check_positive({"discriminator.reward_clip": reward_clip})
         self.airl = airl_discount is not None
         self.prior: Prior | Shaped
         if airl_discount is None:

@@ -88,7 +88,7 @@ def _flags(features: ByGroup, kind: str) -> ByGroup:
 def _moved_on(batch: JointTransition) -> JointTransition:
     """``batch`` with the next observations in place of the observations, and without those who terminated."""
     groups = {
-        name: dataclasses.replace(group, obs=group.next_obs, mask=group.mask & ~group.terminated)
+        name: dataclasses.replace(group, obs=group.next_obs, mask=group.lives_on)
         for name, group in batch.groups.items()
     }
     return dataclasses.replace(batch, groups=groups)

@@ -18,7 +18,7 @@ from magail.generators.replay import Replay
 from magail.networks import Encoder, StackedMLP, follow, module_dict
 from magail.optim.options import load_state
 from magail.policy import Policy, PolicyOptions
-from magail.ranges import check_above, check_range
+from magail.ranges import check_positive, check_range
 from magail.types import AgentGroup, ByGroup, JointTransition, concatenate
 
 MIXINGS = ("none", "linear")
@@ -231,8 +231,8 @@ class IQLearn:
         max_grad_norm: float,
         averaging: float,
     ) -> None:
-        check_above({"generator.temperature": temperature, "generator.beta": beta})
-        check_above({"generator.polyak": 1 if polyak is None else polyak}, 0, 1)
+        check_positive({"generator.temperature": temperature, "generator.beta": beta})
+        check_positive({"generator.polyak": 1 if polyak is None else polyak}, 1)
         check_range({"generator.gamma": gamma}, 0, 1)
         check_range({"generator.steps": steps, "generator.batch_size": batch_size}, 1)
         check_range({"generator.expert_fraction": expert_fraction}, 1 / batch_size, 1)
@@ -325,7 +325,7 @@ class IQLearn:
     def values(self, batch: JointTransition) -> Values:
         """Of the steps of a batch ``[B]``."""
         alive = batch.field("mask")
-        goes_on = {name: group.mask & ~group.terminated for name, group in batch.groups.items()}
+        goes_on = {name: group.lives_on for name, group in batch.groups.items()}
         obs, next_obs = (self.policy.normalize(batch.field(key)) for key in ("obs", "next_obs"))
         q, value = self.soft_q(obs, batch.field("action"), alive)
         return Values(

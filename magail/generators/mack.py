@@ -14,7 +14,7 @@ from magail.generators.on_policy import OnPolicy, Samples, falling
 from magail.networks import Actor, CriticOptions, StackedLinear
 from magail.optim.kfac import KFAC
 from magail.policy import PolicyOptions
-from magail.ranges import check_above, check_range
+from magail.ranges import check_positive, check_range
 from magail.types import AgentGroup
 
 
@@ -63,7 +63,7 @@ class MACK(OnPolicy):
         check_range({"generator.steps": steps, "generator.critic_steps": critic_steps}, 1)
         check_range({"generator.inverse_every": inverse_every}, 1)
         check_range({"generator.momentum": momentum}, 0, 0.9999)
-        check_above({"generator.damping": damping})
+        check_positive({"generator.damping": damping})
         check_range({"generator.statistics_decay": statistics_decay}, 0, 1)
         check_range({"generator.entropy_coefficient": entropy_coefficient}, 0)
         super().__init__(

@@ -172,7 +172,7 @@ class OnPolicy:
     def _values(self, rollout: JointTransition, obs: ByGroup, critic_memory: ByGroup) -> tuple[ByGroup, ByGroup]:
         """Of the observations and of their successors; a recurrent critic then remembers the rollout."""
         # whoever ended here is not there in what follows, as in the next step's observations
-        there = {n: g.next_obs * (g.mask & ~g.terminated).unsqueeze(-1) for n, g in rollout.groups.items()}
+        there = {name: group.next_obs * group.lives_on.unsqueeze(-1) for name, group in rollout.groups.items()}
         next_obs = self.policy.normalize(there)
         if not critic_memory:
             return self.critic.values(obs), self.critic.values(next_obs)

@@ -20,7 +20,7 @@ from magail.generators.replay import Replay, Sequences, at_step, n_step_return
 from magail.networks import follow
 from magail.optim.options import load_state
 from magail.policy import Policy, PolicyOptions
-from magail.ranges import check_above, check_range
+from magail.ranges import check_positive, check_range
 from magail.types import AgentGroup, ByGroup, JointTransition, absorbing_transition
 
 
@@ -66,10 +66,10 @@ class SAC:
     ) -> None:
         check_range({"generator.batch_size": batch_size, "generator.n_step": n_step}, 1)
         check_range({"generator.learning_starts": learning_starts}, 0)
-        check_above(
+        check_positive(
             {"generator.updates_per_step": updates_per_step, "generator.initial_temperature": initial_temperature}
         )
-        check_above({"generator.polyak": polyak}, 0, 1)
+        check_positive({"generator.polyak": polyak}, 1)
         if learning_starts > replay_capacity:
             raise ValueError(
                 f"generator.learning_starts={learning_starts} is more than generator.replay_capacity="
@@ -192,7 +192,7 @@ class SAC:
             paid = with_afterlife(rewards, after, steps, self.gamma)
         next_obs = self.policy.normalize(steps.field("next_obs"))
         choices = self._choices(next_obs)
-        alive = {name: group.mask & ~group.terminated for name, group in steps.groups.items()}
+        alive = {name: group.lives_on for name, group in steps.groups.items()}
         features = self.target_critic.features(next_obs, {name: c.action for name, c in choices.items()}, alive)
         sums, lasts, discounts = {}, {}, {}
         for name, group in steps.groups.items():

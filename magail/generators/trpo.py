@@ -16,7 +16,7 @@ from magail.generators.on_policy import OnPolicy, Samples
 from magail.networks import Actor, CriticOptions
 from magail.optim.options import load_state
 from magail.policy import PolicyOptions
-from magail.ranges import check_above, check_range
+from magail.ranges import check_positive, check_range
 from magail.types import AgentGroup
 
 TINY = torch.finfo(torch.float32).tiny  # as a least denominator makes 0 / 0 zero: no gradient, no step
@@ -61,7 +61,7 @@ class TRPO(OnPolicy):
         check_range({"generator.max_kl": max_kl, "generator.damping": damping}, 0)
         check_range({"generator.cg_iterations": cg_iterations}, 1)
         check_range({"generator.max_backtracks": max_backtracks}, 0)
-        check_above({"generator.fisher_fraction": fisher_fraction}, 0, 1)
+        check_positive({"generator.fisher_fraction": fisher_fraction}, 1)
         check_range({"generator.backtrack_factor": backtrack_factor}, 0, 1)
         check_range({"generator.critic_epochs": critic_epochs, "generator.minibatch_size": minibatch_size}, 1)
         check_range({"generator.critic_learning_rate": critic_learning_rate}, 0)

@@ -273,9 +273,9 @@ def _read(kind: type[Options], name: str, arguments: Mapping[str, Any]) -> Optio
             f"{name}: not here: {', '.join(unknown)} (here are {', '.join(known)}); leave them off or use "
             "env.backend=mpe2"
         )
-    for key, hint in get_type_hints(kind).items():
-        allowed = get_args(hint) or (hint,)
-        value = arguments.get(key, getattr(kind, key))
+    hints = get_type_hints(kind)
+    for key, value in arguments.items():
+        allowed = get_args(hints[key]) or (hints[key],)
         if type(value) not in allowed and not (float in allowed and type(value) is int):
             raise ValueError(f"{name}: {key}={value!r} should be {' or '.join(x.__name__ for x in allowed)}")
     try:
