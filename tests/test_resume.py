@@ -119,7 +119,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     assert "Traceback" not in output
 
 
-CLONE = [*OPTIONS, "algorithm=bc", "bc.steps=2", "iterations=0", "symmetries=false", "env.mpe2.workers=0"]
+CLONE = [*OPTIONS, "bc.steps=2", "iterations=0", "symmetries=false", "env.mpe2.workers=0"]
 
 
 def kept(run_dir):

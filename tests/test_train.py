@@ -256,7 +256,7 @@ def test_one_side_learns_and_is_judged_against_the_other(tmp_path):
 
 
 def test_recording_a_run_and_training_on_the_file(tmp_path):
-    run("algorithm=bc", *TINY, *SPREAD, "hydra.run.dir=first", cwd=tmp_path)
+    run("algorithm=bc", *TINY, "iterations=0", *SPREAD, "hydra.run.dir=first", cwd=tmp_path)
     for checkpoint in ("first", "first/checkpoints/00000000.pt", "first/policy.safetensors"):
         arguments = [f"checkpoint={checkpoint}", "episodes=4", "output=demos.npz", *SPREAD]
         output = run(*arguments, cwd=tmp_path, module="magail.record")
