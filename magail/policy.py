@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from magail import checkpoint
 from magail.advantage import goes_on, masked_mean
-from magail.distributions import Distribution, action_head
+from magail.distributions import Distribution, GaussianHead, action_head
 from magail.files import locate, read_weights, write_weights
 from magail.networks import CHANNELS, Actor, module_dict, obs_normalizer, update_normalizers
 from magail.types import AgentGroup, ByGroup, JointTransition, Symmetries, described_symmetries
@@ -182,6 +182,16 @@ class Policy(nn.Module):
             distributions = self.distributions(obs)
         losses = [masked_mean(-distributions[n].log_prob(g.action), g.mask) for n, g in batch.groups.items()]
         return torch.stack(losses).mean()
+
+    def decayed(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Its parameters for AdamW, the spreads that are parameters without decay.
+
+        A weight of 0 says nothing, but a spread of exp(0) is half the box: the decay of a few demonstrations would hold
+        the actions of a clone as far apart.
+        """
+        spreads = [actor.head.log_std for actor in self.actors.values() if isinstance(actor.head, GaussianHead)]
+        weights = [parameter for parameter in self.parameters() if parameter not in set(spreads)]
+        return [{"params": weights, "weight_decay": weight_decay}, {"params": spreads, "weight_decay": 0.0}]
 
     def description(self) -> dict[str, Any]:
         """What besides weights is needed to rebuild the policy."""

@@ -155,15 +155,19 @@ def cloned(env, policy, demonstrations, steps):
     return policy
 
 
+def random_episode(groups, steps):
+    """One of "agent", who acts at random."""
+    episode = random_batch(groups, steps)
+    transition = episode.groups["agent"]
+    transition.next_obs[:-1] = transition.obs[1:]
+    transition.terminated[:], transition.truncated[:] = False, False
+    transition.truncated[-1] = True
+    return episode
+
+
 def test_the_prior_counts_less_the_more_there_is_to_clone():
-    groups, shown = groups_of(agent=(1, 2, spaces.Discrete(2))), []
-    for steps in (10, 40):
-        episode = random_batch(groups, steps)
-        transition = episode.groups["agent"]
-        transition.next_obs[:-1] = transition.obs[1:]
-        transition.terminated[:], transition.truncated[:] = False, False
-        transition.truncated[-1] = True
-        shown.append(Demonstrations.from_episodes(groups, [episode], [-1], {}))
+    groups = groups_of(agent=(1, 2, spaces.Discrete(2)))
+    shown = [Demonstrations.from_episodes(groups, [random_episode(groups, steps)], [-1], {}) for steps in (10, 40)]
     options = CLONING | {"steps": 1}
 
     def decay(demonstrations, weight_decay):
@@ -176,6 +180,22 @@ def test_the_prior_counts_less_the_more_there_is_to_clone():
     for wrong in ("some", -0.1):
         with pytest.raises(ValueError, match=f"bc.weight_decay={wrong} must be auto or a number"):
             decay(shown[0], wrong)
+
+
+@pytest.mark.parametrize("box", ["gaussian", "clipped"])
+def test_a_clones_spread_is_that_of_what_was_shown_however_few(box):
+    torch.manual_seed(0)
+    groups = groups_of(agent=(1, 2, spaces.Box(-1, 1, (1,))))
+    episode = random_episode(groups, 20)
+    episode.groups["agent"].action.normal_(0.0, 0.05)
+    demonstrations = Demonstrations.from_episodes(groups, [episode], [-1], {})
+    policy = Policy(groups, (), box=box)
+    options = CLONING | {"steps": 2000, "learning_rate": 1e-2, "weight_decay": "auto"}
+    cloning = BehavioralCloning(policy, demonstrations, None, **options)
+    cloning.fit(lambda step, info: None)
+    assert cloning.optimizer.param_groups[0]["weight_decay"] == 15
+    spread = policy.actors["agent"].head.log_std.exp().item()
+    assert spread == pytest.approx(0.05, rel=0.3)  # with the decay of weights it was 0.94
 
 
 @pytest.mark.parametrize(

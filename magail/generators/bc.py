@@ -50,7 +50,7 @@ class BehavioralCloning:
         self.steps = auto_steps if steps == "auto" else int(steps)
         rate = auto_rate if learning_rate == "auto" else float(learning_rate)
         decay = PRIOR / number if weight_decay == "auto" else float(weight_decay)
-        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=rate, weight_decay=decay, fused=True)
+        self.optimizer = torch.optim.AdamW(policy.decayed(decay), lr=rate, fused=True)
 
     def loss(self) -> Tensor:
         """Negative log-likelihood in nats of a random batch of demonstrations: steps, or episodes if recurrent."""

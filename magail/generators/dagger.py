@@ -60,9 +60,7 @@ class DAgger:
         refuse_memory(self.policy, *(one for one in asked if isinstance(one, Policy)))
         self.average = PolicyAverage(self.policy, averaging)
         self.steps, self.batch_size, self.capacity = steps, batch_size, capacity
-        self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(self.policy.decayed(weight_decay), lr=learning_rate, fused=True)
         self.dataset: JointTransition | None = None  # [B], B up to the capacity
         self.tickets = torch.empty(0, device=self.policy.fixed.device)  # [B] in [0, 1): the highest stay
 

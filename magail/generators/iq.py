@@ -247,13 +247,9 @@ class IQLearn:
         self.soft_q = SoftQ(self.policy, temperature, mix, **q_network)
         self.target = None if polyak is None else copy.deepcopy(self.soft_q).requires_grad_(False)
         actors = set(self.policy.parameters())
-        others = [parameter for parameter in self.soft_q.parameters() if parameter not in actors]
-        rates = [(list(self.policy.parameters()), learning_rate), (others, critic_learning_rate)]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters],
-            weight_decay=weight_decay,
-            fused=True,
-        )
+        self.critics = [parameter for parameter in self.soft_q.parameters() if parameter not in actors]
+        critics = {"params": self.critics, "lr": critic_learning_rate, "weight_decay": weight_decay}
+        self.optimizer = torch.optim.AdamW([*self.policy.decayed(weight_decay), critics], lr=learning_rate, fused=True)
         self.replay = Replay(replay_capacity)
         self.batch_size, self.num_experts = batch_size, round(expert_fraction * batch_size)
         self.beta, self.gamma, self.polyak, self.steps = beta, gamma, polyak, steps
@@ -307,8 +303,8 @@ class IQLearn:
         following = policy_loss if extra_loss is None else policy_loss + extra_loss()
         if following.requires_grad:
             following.backward(inputs=list(self.policy.parameters()))
-        for group in self.optimizer.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+        for parameters in (self.policy.parameters(), self.critics):
+            nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         self.optimizer.step()
         if self.target is not None:
             assert self.polyak is not None
