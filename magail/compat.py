@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,6 +107,16 @@ class GailRewardModel:
                 "to the folder of an expert_data.pkl"
             )
         self.expert_data = self._pairs(read_steps(path, ("obs", "action")))
+        size = self.cfg["input_size"]
+        wanted = (
+            math.prod(size) + self.cfg["action_size"] if self.images else size if isinstance(size, int) else size[0]
+        )
+        found = {len(pair) for pair in self.expert_data}
+        if found != {wanted}:
+            raise ValueError(
+                f"{path}: its steps have {', '.join(map(str, sorted(found)))} numbers, observation and action added "
+                f"up, where the reward model's input_size={size} makes {wanted}: set input_size to theirs"
+            )
 
     def collect_data(self, data: Sequence[Mapping[str, Any]]) -> None:
         """Add the generator's steps, each with ``obs`` and ``action``."""

@@ -273,11 +273,13 @@ class Demonstrations:
         """Write the file at once or not at all: a failure leaves what was at ``path`` as it was.
 
         Raises:
-            ValueError: the suffix is not ``.npz``, or the metadata are not JSON.
+            ValueError: the suffix is not ``.npz``, the metadata are not JSON, or steps were left out (`subsample`),
+                for whose successors the file has no place.
         """
         path = Path(path)
-        if path.suffix != ".npz":
-            raise ValueError(f"{path}: demonstrations are saved as .npz; call it {path.with_suffix('.npz').name}")
+        check_suffix(path)
+        if self.whole_ends is not None:
+            raise ValueError(f"{path}: some steps of these demonstrations were left out; save them before `subsample`")
         members = self._members()
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as stream:
@@ -342,6 +344,12 @@ class Demonstrations:
             members[f"{name}/obs"] = observation_rows(group, self.lengths).numpy()
             members |= {f"{name}/{member}": getattr(group, field).numpy() for member, field in _STEP_MEMBERS.items()}
         return members
+
+
+def check_suffix(path: Path) -> None:
+    """Raise `ValueError` for what `Demonstrations.save` would not write to."""
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}: demonstrations are saved as .npz; call it {path.with_suffix('.npz').name}")
 
 
 def describe_action_space(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -621,10 +629,15 @@ def _check_actions(place: _Place, transition: Transition) -> None:
         bad = (action < low - _ACTION_TOLERANCE) | (action > high + _ACTION_TOLERANCE)
         hint = "clip actions as the environment does before they are recorded"
     else:
-        sizes = [space.n] if isinstance(space, spaces.Discrete) else space.nvec.ravel()  # type: ignore[attr-defined]
-        bad = (action < 0) | (action >= torch.as_tensor(np.asarray(sizes, np.int64)))
+        bad = no_choice(space, action)
         hint = "actions are indices that count from 0, whatever the space's own start"
     place.refuse_values("action", action, bad & transition.mask[..., None], f"outside {space}; {hint}")
+
+
+def no_choice(space: spaces.Space[Any], action: Tensor) -> Tensor:
+    """Which of the indices ``[..., U]`` are none of a Discrete or MultiDiscrete space."""
+    sizes = [space.n] if isinstance(space, spaces.Discrete) else space.nvec.ravel()  # type: ignore[attr-defined]
+    return (action < 0) | (action >= torch.as_tensor(np.asarray(sizes, np.int64)))
 
 
 def _touched(box: spaces.Box, actions: Tensor) -> bool:

@@ -18,6 +18,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from magail.demonstrations import no_choice
 from magail.files import locate
 from magail.formats import pickles
 from magail.formats.episodes import flat_action, unflat_obs
@@ -84,7 +85,8 @@ class FunctionPolicy:
     certain: log-probabilities are 0. Of agents that are not alive it is asked too, where zeros are an observation.
 
     Raises:
-        ValueError: (`act`) an action that is not of the agent's space.
+        ValueError: (`act`) an action that is not of the agent's space. Numbers beyond a box's bounds are left to who
+            plays, as those of other policies are.
     """
 
     def __init__(self, function: Callable[[Any, str], Any], groups: Sequence[AgentGroup]) -> None:
@@ -101,19 +103,25 @@ class FunctionPolicy:
         """``[E, U]`` from ``[E, O]``."""
         agent, space = group.agents[index], group.observation_space
         seen = _seen(space, obs)
-        chosen = [self.function(_single(unflat_obs(space, row[None].numpy())), agent) for row in obs[seen]]
         action = torch.zeros(len(obs), group.action_dim, dtype=group.action_dtype)
-        if not chosen:
-            return action
+        for row in seen.nonzero().flatten().tolist():
+            chosen = self.function(_single(unflat_obs(space, obs[row, None].numpy())), agent)
+            action[row] = self._checked(group, agent, chosen)
+        return action
+
+    def _checked(self, group: AgentGroup, agent: str, chosen: Any) -> Tensor:
+        """``[U]``."""
+        space = group.action_space
         try:
-            actions = torch.from_numpy(flat_action(group.action_space, np.stack([np.asarray(x) for x in chosen])))
-            action[seen] = actions.reshape(-1, group.action_dim)
-            return action
-        except (ValueError, TypeError, RuntimeError) as error:
+            action = torch.from_numpy(flat_action(space, np.asarray(chosen)[None])).reshape(group.action_dim)
+            if not isinstance(space, spaces.Box) and no_choice(space, action).any():
+                raise ValueError("there is no such choice")
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise ValueError(
-                f"the expert's function gave {agent!r} the action {chosen[0]!r}, which is not of {group.action_space} "
-                f"({error}): it takes (observation, agent) and returns an action of the agent's space"
+                f"the expert's function gave {agent!r} the action {chosen!r}, which is not of {space} ({error}): it "
+                "takes (observation, agent) and returns an action of the agent's space"
             ) from error
+        return action
 
 
 def _seen(space: spaces.Space[Any], obs: Tensor) -> Tensor:
@@ -209,12 +217,19 @@ def _stable_baselines_policy(path: Path, group: AgentGroup) -> tuple[Any, bool]:
             data = json.loads(archive.read("data"))
             weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
         policy_class, arguments = _decoded(data["policy_class"]), _decoded(data["policy_kwargs"])
+        acts_in = [data["action_space"].get(side) for side in ("low", "high")]  # the bounds, printed
     except pickles.Refused as error:
         raise ValueError(f"{path}: refused, since it {error}") from error
     except Exception as error:  # over damaged bytes zipfile, json and torch raise a dozen types
         raise ValueError(
             f"{path}: not a model that stable-baselines3 saved, or damaged ({type(error).__name__}: {error})"
         ) from error
+    box = group.action_space
+    if isinstance(box, spaces.Box) and None not in acts_in and acts_in != [str(box.low), str(box.high)]:
+        raise ValueError(
+            f"{path}: it acts from {acts_in[0]} to {acts_in[1]}, and the environment's agents in {box}; choose the "
+            "environment that it was trained on"
+        )
     if "Recurrent" in policy_class.__name__:
         raise ValueError(f"{path}: a recurrent policy remembers its episode; give a function that plays it")
     if data.get("use_sde"):

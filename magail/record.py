@@ -18,6 +18,7 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from magail.config import MOST, RecordConfig, build, conform, one_clear_message, plain
@@ -79,7 +80,16 @@ def record_expert(
 def main(cfg: DictConfig) -> None:
     torch.set_num_threads(1)
     with one_clear_message():
+        check_overrides(HydraConfig.get().overrides.task)
         write(cfg)
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raise `ValueError` for what says how to play where a file is to be converted."""
+    names = {word.partition("=")[0] for word in overrides}
+    ignored = names & {"checkpoint", "episodes", "seed", "most_likely"}
+    if "from" in names and ignored:
+        raise ValueError(f"from= converts a file, and {min(ignored)}= says how to play instead: leave one of them out")
 
 
 def write(cfg: DictConfig) -> None:
@@ -89,14 +99,13 @@ def write(cfg: DictConfig) -> None:
     conform(cfg, RecordConfig)
     check_range({"episodes": cfg.episodes}, 1)
     check_range({"seed": cfg.seed}, 0, MOST)
-    if file and cfg.checkpoint is not None:
-        raise ValueError("from= converts a file and checkpoint= plays a policy: leave one of them out")
+    save = build(cfg.to, output=cfg.output)
     with closing(build(cfg.env.evaluate)) as env:
         if file:
             demonstrations = build(file, groups=env.groups)
         else:
             demonstrations = record_expert(cfg.env, env, cfg.episodes, cfg.seed, cfg.most_likely, cfg.checkpoint)
-        build(cfg.to, demonstrations=demonstrations, output=cfg.output)
+    save(demonstrations)
     mean = demonstrations.returns().mean().item()
     print(f"{cfg.output}: {len(demonstrations)} episodes, {demonstrations.num_steps} steps, mean return {mean:.2f}")
 

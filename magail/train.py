@@ -16,6 +16,7 @@ import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -23,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from magail.config import build, check, one_clear_message, read_config
+from magail.config import build, check, one_clear_message, plain, read_config
 from magail.demonstrations import Demonstrations
 from magail.devices import check_device, compiler_works, on_device, sensible_threads
 from magail.evaluate import Evaluator
@@ -107,6 +108,7 @@ def get_demonstrations(
     else:
         if options.path:
             demonstrations = Demonstrations.load(options.path, env.groups).take(options.count, cfg.seed)
+            tell_of_another_environment(options.path, demonstrations.metadata.get("env"), plain(cfg.env.evaluate))
         else:
             demonstrations = record_expert(cfg.env, env, options.count, cfg.seed, options.most_likely)
         demonstrations.save(kept)
@@ -116,6 +118,13 @@ def get_demonstrations(
     if int(options.held_out * len(demonstrations)) == 0:
         return demonstrations, None
     return demonstrations.split(options.held_out, cfg.seed)
+
+
+def tell_of_another_environment(path: str, recorded_in: Any, trained_in: dict[str, Any]) -> None:
+    """Print where the file's own note of its environment differs: spaces may agree where worlds do not."""
+    for key in ("constructor", "arguments"):
+        if isinstance(recorded_in, dict) and recorded_in.get(key) != trained_in.get(key):
+            print(f"note: {path} was recorded with {key} {recorded_in.get(key)}, but env has {trained_in.get(key)}")
 
 
 def with_symmetries(

@@ -156,6 +156,8 @@ def test_defaults_and_what_is_missing():
     assert GailRewardModel.config["batch_size"] == 64
     with pytest.raises(ValueError, match="set expert_data_path"):
         GailRewardModel({"input_size": 5}, "cpu")
+    with pytest.raises(ValueError, match=r"its steps have 5 numbers, .* input_size=4 makes 4"):
+        GailRewardModel({"expert_data_path": EXPERT}, "cpu")
     with pytest.raises(ValueError, match="action_size"):
         GailRewardModel({"input_size": [4, 84, 84], "expert_data_path": EXPERT}, "cpu")
 

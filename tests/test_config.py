@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from magail.config import EvaluateConfig, RecordConfig, TrainConfig, check
 from magail.evaluate import judge
 from magail.files import locate
-from magail.record import write
+from magail.record import check_overrides, write
 
 CONF = Path(__file__).parent.parent / "conf"
 INJECTED = {  # what `magail` passes besides the YAML, by the target's beginning
@@ -212,13 +212,21 @@ def test_what_cannot_be_judged_is_refused(overrides, message):
         (["episodes=0"], "episodes=0 must be at least 1"),
         (["seed=-1"], "seed=-1 must be from 0 to 1e"),
         (["most_likely=maybe"], "most_likely: Value 'maybe'"),
-        (["from=npz", "from.path=x.npz", "checkpoint=y"], "from= converts a file and checkpoint= plays a policy"),
         (["output=2024"], "2024: demonstrations are saved as .npz"),
+        (["to=minari", "output=x.npz"], "output=x.npz: Minari's ids look like"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         write(composed("env=simple_push", "env.mpe2.workers=0", "episodes=1", *overrides, name="record"))
+
+
+@pytest.mark.parametrize("option", ["checkpoint=y", "episodes=100", "seed=0", "most_likely=false"])
+def test_what_says_how_to_play_is_refused_where_a_file_is_converted(option):
+    with pytest.raises(ValueError, match=f"from= converts a file, and {option.split('=')[0]}= says how to play"):
+        check_overrides(["from=npz", "from.path=x.npz", option])
+    check_overrides(["env=simple_push", option])
+    check_overrides(["env=simple_push", "from=npz", "from.path=x.npz", "output=y.npz"])
 
 
 def test_values_have_the_types_of_the_schema():

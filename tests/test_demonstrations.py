@@ -146,6 +146,13 @@ def test_every_so_many_steps() -> None:
     assert whole.subsample(1, 3).num_steps == whole.num_steps
 
 
+def test_what_was_left_out_is_missed_in_a_file(tmp_path):
+    """An observation there is also what came of the step before it."""
+    with pytest.raises(ValueError, match="some steps of these demonstrations were left out"):
+        make().subsample(5, 0).save(tmp_path / "few.npz")
+    assert not (tmp_path / "few.npz").exists()
+
+
 def test_how_often_episodes_end_is_not_lost_with_the_steps_left_out() -> None:
     """Three ends in 31 steps, of which the subsampled episodes keep few or none; parts are counted by themselves."""
     whole = one_agent([[1.0] * 23, [2.0], [3.0] * 7])

@@ -120,6 +120,15 @@ def test_a_model_for_another_environment(tmp_path):
         load_expert(path, groups_of_gym("Acrobot-v1"))
 
 
+def test_a_model_for_other_bounds(tmp_path):
+    """Its weights fit, but it would press only half as hard."""
+    _, path, env = saved(tmp_path, "sac")
+    (group,) = groups_of_gym(env)
+    wider = AgentGroup("agent", group.agents, group.observation_space, spaces.Box(-4, 4, (1,)))
+    with pytest.raises(ValueError, match=r"it acts from \[-2.\] to \[2.\], and the environment's agents in Box\(-4"):
+        load_expert(path, (wider,))
+
+
 def changed(path, **items):
     """The file with other entries in its JSON."""
     with zipfile.ZipFile(path) as archive:
@@ -240,6 +249,20 @@ def test_a_function_that_gives_no_action(action):
     expert = FunctionPolicy(lambda observation, agent: action, groups_of_gym("CartPole-v1"))
     with pytest.raises(ValueError, match="the expert's function gave 'agent_0' the action"):
         expert.act({"agent": torch.zeros(2, 1, 4)})
+
+
+def test_an_action_that_there_is_not_is_named_among_those_that_there_are():
+    groups = groups_of(agent=(1, 1, spaces.Discrete(3, start=5)))
+    expert = FunctionPolicy(lambda observation, agent: int(observation[0]), groups)
+    message = r"'agent_0' the action 8, which is not of Discrete\(3, start=5\) \(there is no such choice\)"
+    with pytest.raises(ValueError, match=message):
+        expert.act({"agent": torch.tensor([[[5.0]], [[8.0]]])})
+
+
+def test_numbers_beyond_a_box_are_left_to_who_plays():
+    groups = groups_of(agent=(1, 1, spaces.Box(-1, 1, (1,))))
+    action, _ = FunctionPolicy(lambda observation, agent: observation, groups).act({"agent": torch.tensor([[[2.0]]])})
+    assert action["agent"].tolist() == [[[2]]]
 
 
 @pytest.mark.parametrize("source", ["tests.test_experts.nothing", "no_such_module.play"])

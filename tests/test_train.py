@@ -19,7 +19,7 @@ from magail.config import build
 from magail.demonstrations import Demonstrations
 from magail.policy import RandomPolicy, load_policy
 from magail.record import record
-from magail.train import train
+from magail.train import tell_of_another_environment, train
 from tests.formats.test_pickles import writer
 from tests.formats.test_readers import GOLDEN
 from tests.test_config import choices, composed
@@ -286,6 +286,18 @@ def test_converting_other_libraries_files_and_training_on_them(tmp_path):
     assert "error: episodes cannot start where demonstrations started: these carry no reset seeds" in output
     output = run(*TINY, *cartpole, "start_from_demonstrations=0", cwd=tmp_path)
     assert re.search(r"magail .* \d", output), output
+
+
+def test_another_environments_file_is_told_of(capsys):
+    """Its spaces may be the same; a file that notes nothing tells of no difference."""
+    there = {"constructor": "gymnasium.make", "arguments": {"id": "HalfCheetah-v5"}}
+    here = there | {"arguments": {"id": "Walker2d-v5"}}
+    for same in (here, None, "Walker2d-v5"):
+        tell_of_another_environment("x.npz", same, here)
+    assert not capsys.readouterr().out
+    tell_of_another_environment("x.npz", there, here)
+    told = "x.npz was recorded with arguments {'id': 'HalfCheetah-v5'}, but env has {'id': 'Walker2d-v5'}"
+    assert told in capsys.readouterr().out
 
 
 def test_a_conversion_of_nothing_says_what_is_missing(tmp_path):

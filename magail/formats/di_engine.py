@@ -14,7 +14,7 @@ import torch
 
 from magail.demonstrations import Demonstrations
 from magail.formats import pickles
-from magail.formats.episodes import converted, lived_through, only_agent
+from magail.formats.episodes import AgentEpisode, check_time_limit, converted, lived_through, only_agent
 from magail.types import AgentGroup
 
 
@@ -27,26 +27,28 @@ def read(path: str, groups: Sequence[AgentGroup], time_limit: int | None) -> Dem
     Raises:
         ValueError: the file cannot be read safely, is not of this format, or does not fit the groups.
     """
+    check_time_limit(time_limit)
     agent, steps = only_agent(groups, path), read_steps(path, ("obs", "next_obs", "action", "reward", "done"))
     try:
         several = any(torch.as_tensor(step["reward"]).numel() > 1 for step in steps)
-        found = list(_episodes(steps))
+        episodes = [] if several else [{agent: _lived_through(episode, time_limit)} for episode in _episodes(steps)]
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its steps hold no numbers ({error}): collect the data again") from error
     if several:
         raise ValueError(
             f"{path}: its rewards are of several steps each, and so are its successors: collect it with nstep=1"
         )
-    episodes = []
-    for episode in found:
-        played = lived_through(
-            action=np.stack([np.asarray(step["action"]) for step in episode]),
-            obs=np.stack([np.asarray(obs) for obs in [*(x["obs"] for x in episode), episode[-1]["next_obs"]]]),
-            reward=[float(step["reward"]) for step in episode],
-            terminated=bool(episode[-1]["done"]) and len(episode) != time_limit,
-        )
-        episodes.append({agent: played})
     return converted(path, groups, episodes)
+
+
+def _lived_through(episode: list[dict[str, Any]], time_limit: int | None) -> AgentEpisode:
+    return lived_through(
+        action=np.stack([np.asarray(step["action"]) for step in episode]),
+        obs=np.stack([np.asarray(obs) for obs in [*(x["obs"] for x in episode), episode[-1]["next_obs"]]]),
+        reward=[float(step["reward"]) for step in episode],
+        terminated=bool(episode[-1]["done"]),
+        time_limit=time_limit,
+    )
 
 
 def read_steps(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:

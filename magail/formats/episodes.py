@@ -9,9 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.wrappers.utils import create_zero_array
 
 from magail.demonstrations import Demonstrations
+from magail.ranges import check_range
 from magail.types import AgentGroup, JointTransition, Transition
+
+
+class Unfit(ValueError):
+    """What a file holds can be read, but is not of the environment."""
 
 
 @dataclass
@@ -26,10 +32,20 @@ class AgentEpisode:
     mask: Any  # [T] bool, alive when it acted
 
 
-def lived_through(action: Any, obs: Any, reward: Any, terminated: bool) -> AgentEpisode:
-    """An agent alive from first to last, whose episode the environment ended (``terminated``) or something cut off."""
+def lived_through(action: Any, obs: Any, reward: Any, terminated: bool, time_limit: int | None = None) -> AgentEpisode:
+    """An agent alive from first to last, whose episode the environment ended (``terminated``) or something cut off.
+
+    After ``time_limit`` steps it was time that did: libraries that note one kind of end do not tell the two apart.
+    """
+    terminated = terminated and len(action) != time_limit
     last = np.arange(len(action)) == len(action) - 1
     return AgentEpisode(obs, action, reward, last & terminated, last & (not terminated), np.ones(len(action), bool))
+
+
+def check_time_limit(time_limit: int | None) -> None:
+    """Raise `ValueError` for a number of steps below 1."""
+    if time_limit is not None:
+        check_range({"from.time_limit": time_limit}, 1)
 
 
 def all_agents(groups: Sequence[AgentGroup]) -> list[str]:
@@ -80,7 +96,7 @@ def _transition(group: AgentGroup, agents: Mapping[str, AgentEpisode], source: s
         fields = {name: torch.from_numpy(np.stack(of_agents, 1)) for name, of_agents in columns.items()}
     except ValueError as error:
         raise ValueError(
-            f"{source}: the agents of group {group.name!r} differ in the length or shape of what they saw and did "
+            f"{source}: the agents of group {group.name!r} differ in the length of what they saw and did "
             f"({error}); give every agent a row for every step"
         ) from error
     return Transition(**fields, log_prob=torch.zeros_like(fields["env_reward"]))
@@ -98,7 +114,7 @@ def _columns(group: AgentGroup, episode: AgentEpisode, source: str) -> dict[str,
             "truncated": np.asarray(episode.truncated, bool),
             "mask": np.asarray(episode.mask, bool),
         }
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
         raise ValueError(
             f"{source}: what the file holds is not of the spaces {group.observation_space} and {group.action_space} "
             f"({error}); use the environment, with the arguments, that it was recorded in"
@@ -114,8 +130,7 @@ def _columns(group: AgentGroup, episode: AgentEpisode, source: str) -> dict[str,
 def flat_obs(space: spaces.Space[Any], obs: Any) -> np.ndarray:
     """Observations of a space, ``[T + 1, O]`` float32 as the environments' adapters flatten them."""
     if isinstance(space, spaces.Box):
-        rows = np.asarray(obs, np.float32)
-        return rows.reshape(len(rows), -1)
+        return _flat_rows(space, obs)
     return np.stack([np.asarray(spaces.flatten(space, row), np.float32) for row in _rows(space, obs)])
 
 
@@ -132,8 +147,7 @@ def _rows(space: spaces.Space[Any], values: Any) -> Iterator[Any]:
 def flat_action(space: spaces.Space[Any], action: Any) -> np.ndarray:
     """Actions of a space, ``[T, U]``: indices from 0 as int64, or a Box's numbers as float32."""
     if isinstance(space, spaces.Box):
-        numbers = np.asarray(action, np.float32)
-        return numbers.reshape(len(numbers), -1)
+        return _flat_rows(space, action)
     found = np.asarray(action)
     indices = found.astype(np.int64)
     if (indices != found).any():
@@ -141,11 +155,24 @@ def flat_action(space: spaces.Space[Any], action: Any) -> np.ndarray:
     return indices.reshape(len(indices), -1) - first_action(space)
 
 
+def _flat_rows(box: spaces.Box, rows: Any) -> np.ndarray:
+    """``[T, n]``; axes of length 1 may be more or fewer, as they are between libraries, but no others."""
+    numbers = np.asarray(rows, np.float32)
+    found, wanted = ([n for n in shape if n != 1] for shape in (numbers.shape[1:], box.shape))
+    if found != wanted:
+        raise ValueError(f"rows of shape {numbers.shape[1:]}, not {box.shape}")
+    return numbers.reshape(len(numbers), -1)
+
+
 def unflat_obs(space: spaces.Space[Any], obs: np.ndarray) -> Any:
-    """The reverse of `flat_obs`: arrays, or containers of arrays for a Dict or Tuple space."""
+    """The reverse of `flat_obs`: arrays, or containers of arrays for a Dict or Tuple space.
+
+    Rows of zeros, those of agents that are not alive, become the first of every choice, where 0 is none.
+    """
     if isinstance(space, spaces.Box):
         return obs.reshape(len(obs), *space.shape).astype(space.dtype)
-    return _columns_of([spaces.unflatten(space, row) for row in obs])
+    nothing = spaces.flatten(space, create_zero_array(space))
+    return _columns_of([spaces.unflatten(space, row if row.any() else nothing) for row in obs])
 
 
 def _columns_of(rows: list[Any]) -> Any:

@@ -14,21 +14,27 @@ from typing import Any
 import numpy as np
 
 from magail.demonstrations import Demonstrations
-from magail.formats.episodes import converted, lived_through, only_agent
+from magail.formats.episodes import AgentEpisode, check_time_limit, converted, lived_through, only_agent
 from magail.types import AgentGroup
 
 Trajectory = dict[str, Any]
 
 
-def read(path: str, groups: Sequence[AgentGroup]) -> Demonstrations:
+def read(path: str, groups: Sequence[AgentGroup], time_limit: int | None) -> Demonstrations:
     """Read a folder or an ``.npz`` of one agent; a folder needs the extra [formats].
+
+    Args:
+        time_limit: imitation notes as ``terminal`` every episode that is complete; after this many steps it was time
+            that ended it.
 
     Raises:
         ValueError: there is no such file, it cannot be read or is not of this format, or it does not fit the groups.
     """
+    check_time_limit(time_limit)
     agent = only_agent(groups, path)
     try:
-        trajectories = list(_of_folder(Path(path)) if Path(path).is_dir() else _of_npz(Path(path)))
+        trajectories = _of_folder(Path(path)) if Path(path).is_dir() else _of_npz(Path(path))
+        episodes = [{agent: _episode(trajectory, time_limit)} for trajectory in trajectories]
     except ImportError as error:
         raise ValueError(f"{path}: reading it takes pyarrow ({error}): pip install 'magail[formats]'") from error
     except Exception as error:  # over damaged bytes zipfile, json, numpy and pyarrow raise a dozen types
@@ -36,12 +42,13 @@ def read(path: str, groups: Sequence[AgentGroup]) -> Demonstrations:
             f"{path}: not trajectories that imitation saved, or damaged ({type(error).__name__}: {error}): check the "
             "path, or choose another format (from=...)"
         ) from error
-    episodes = []
-    for trajectory in trajectories:
-        acts = trajectory["acts"]
-        rewards = trajectory.get("rews", np.zeros(len(acts)))
-        episodes.append({agent: lived_through(acts, trajectory["obs"], rewards, bool(trajectory["terminal"]))})
     return converted(path, groups, episodes)
+
+
+def _episode(trajectory: Trajectory, time_limit: int | None) -> AgentEpisode:
+    acts = trajectory["acts"]
+    rewards = trajectory.get("rews", np.zeros(len(acts)))
+    return lived_through(acts, trajectory["obs"], rewards, bool(trajectory["terminal"]), time_limit)
 
 
 def _of_folder(path: Path) -> Iterator[Trajectory]:

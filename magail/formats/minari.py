@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from gymnasium import spaces
 from magail.demonstrations import Demonstrations, observation_rows
 from magail.formats.episodes import (
     AgentEpisode,
+    Unfit,
     all_agents,
     converted,
     lived_through,
@@ -43,17 +45,39 @@ def read(path: str, groups: Sequence[AgentGroup]) -> Demonstrations:
         ValueError: Minari is not installed, there is no such dataset, it cannot be read, or it does not fit the groups.
     """
     storage = _storage(path)
+    _check_actions(path, storage.action_space, groups)
+    order = storage.metadata.get("agents", list(getattr(storage.action_space, "spaces", ())))
     try:
         indices = range(storage.total_episodes)
-        episodes, notes = list(storage.get_episodes(indices)), list(storage.get_episode_metadata(indices))
+        seeds = [_known_seed(note.get("seed")) for note in storage.get_episode_metadata(indices)]
+        episodes = enumerate(storage.get_episodes(indices))
+        agents = [_episode(groups, x, order, f"{path}: episode {index}") for index, x in episodes]
+    except Unfit:
+        raise
     except Exception as error:  # over damaged files h5py, pillow and Minari raise a dozen types
         raise ValueError(
             f"{path}: its episodes cannot be read ({type(error).__name__}: {error}); download or record it again"
         ) from error
-    order = storage.metadata.get("agents", list(getattr(storage.action_space, "spaces", ())))
-    agents = [_episode(groups, x, order, f"{path}: episode {index}") for index, x in enumerate(episodes)]
-    seeds = [_known_seed(note.get("seed")) for note in notes]
     return converted(path, groups, agents, seeds)
+
+
+def _check_actions(path: str, stored: spaces.Space[Any], groups: Sequence[AgentGroup]) -> None:
+    """Numbers of another box, or of choices counted from elsewhere, would be other actions."""
+    actual = {agent: group.action_space for group in groups for agent in group.agents}
+    alone = {agent: stored for agent in actual if len(actual) == 1}
+    for agent, space in (stored.spaces if isinstance(stored, spaces.Dict) else alone).items():
+        if agent in actual and not _same(space, actual[agent]):
+            raise ValueError(
+                f"{path}: {agent!r} acts in {space} there, and in {actual[agent]} in the environment; choose the "
+                "environment, with the arguments, that it was recorded in"
+            )
+
+
+def _same(a: spaces.Space[Any], b: spaces.Space[Any]) -> bool:
+    """Whatever the precision of a box's numbers."""
+    if isinstance(a, spaces.Box) and isinstance(b, spaces.Box):
+        return a.shape == b.shape and np.allclose(a.low, b.low) and np.allclose(a.high, b.high)
+    return a == b
 
 
 def _known_seed(seed: Any) -> int:
@@ -61,15 +85,24 @@ def _known_seed(seed: Any) -> int:
     return -1 if seed is None or int(seed) >= 2**63 else int(seed)
 
 
-def write(demonstrations: Demonstrations, output: str) -> None:
-    """Write a dataset with the id ``output``, such as ``cartpole/expert-v0``.
+def writer(output: str) -> Callable[[Demonstrations], None]:
+    """What writes a dataset with the id ``output``, such as ``cartpole/expert-v0``, which is looked at first.
 
     Raises:
         ValueError: Minari is not installed, ``output`` is no id, or there is such a dataset already.
     """
-    minari = _minari(output)
+    _minari(output)
+    from minari.storage import get_dataset_path
+
     if not _ID.fullmatch(output):
         raise ValueError(f"output={output}: Minari's ids look like cartpole/expert-v0")
+    if (folder := get_dataset_path(output)).exists():
+        raise ValueError(f"output={output}: there is such a dataset already ({folder}); delete it, or count -v up")
+    return partial(_write, output)
+
+
+def _write(output: str, demonstrations: Demonstrations) -> None:
+    minari = _minari(output)
     groups, agents = demonstrations.groups, all_agents(demonstrations.groups)
     buffers = [
         minari.data_collector.EpisodeBuffer(
@@ -111,12 +144,30 @@ def _storage(path: str) -> Any:
         described = MinariStorage.read_raw_metadata(data)
         if not {"observation_space", "action_space"} <= described.keys():
             raise ValueError("it does not say its spaces, and would make the environment it names to learn them")
+        for file in data.glob("*.hdf5"):
+            _check_links(file)
         return MinariStorage.read(data)
     except Exception as error:  # over damaged files a dozen types
         raise ValueError(
             f"{path}: no Minari dataset can be read there ({type(error).__name__}: {error}); give an id that "
             "`minari list local` shows, or the dataset's folder"
         ) from error
+
+
+def _check_links(path: Path) -> None:
+    """Raise `ValueError` for a file that makes HDF5 open others, any on this machine, and show what they hold."""
+    import h5py  # an extra
+
+    def check(group: h5py.Group) -> None:
+        for name in group:
+            item = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+            if item is None or (isinstance(item, h5py.Dataset) and (item.external or item.is_virtual)):
+                raise ValueError(f"{path.name} refers in {group.name}/{name} to something else than itself")
+            if isinstance(item, h5py.Group):
+                check(item)
+
+    with h5py.File(path) as file:
+        check(file)
 
 
 # --- episodes --------------------------------------------------------------------------------------------------------
@@ -127,14 +178,19 @@ def _episode(
 ) -> dict[str, AgentEpisode]:
     agents = all_agents(groups)
     if not len(episode["rewards"]):
-        raise ValueError(f"{source} has no steps; leave it out")
+        raise Unfit(f"{source} has no steps; leave it out")
     keyed = isinstance(episode["actions"], dict)
     if not keyed and len(agents) == 1:
+        flags = np.asarray(episode["terminations"], bool) | np.asarray(episode["truncations"], bool)
+        if flags[:-1].any():
+            raise Unfit(
+                f"{source} goes on after step {flags.argmax()}, which it calls its end; make an episode of each part"
+            )
         ended = bool(episode["terminations"][-1])
         return {agents[0]: lived_through(episode["actions"], episode["observations"], episode["rewards"], ended)}
     found = list(episode["actions"]) if keyed else ["one, without a name"]
     if set(found) != set(agents) or set(order) != set(agents):
-        raise ValueError(
+        raise Unfit(
             f"{source}: its agents are {sorted(found)}, the environment has {sorted(agents)}; choose the environment, "
             "with the arguments, that it was recorded in"
         )

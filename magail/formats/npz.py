@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from magail.demonstrations import Demonstrations
+from magail.demonstrations import Demonstrations, check_suffix
 from magail.types import AgentGroup
 
 
@@ -13,6 +14,11 @@ def read(path: str, groups: Sequence[AgentGroup]) -> Demonstrations:
     return Demonstrations.load(path, groups)
 
 
-def write(demonstrations: Demonstrations, output: str) -> None:
-    """`Demonstrations.save`."""
-    demonstrations.save(output)
+def writer(output: str) -> Callable[[Demonstrations], None]:
+    """`Demonstrations.save` to ``output``, which is looked at first.
+
+    Raises:
+        ValueError: the suffix is not ``.npz``.
+    """
+    check_suffix(Path(output))
+    return lambda demonstrations: demonstrations.save(output)

@@ -114,6 +114,12 @@ def _checked(
     return shape, dtype.numpy, bool(fortran), content
 
 
+def _uncalled(*_: Any) -> Any:
+    """Stands for the class of arrays, which real files name for ``_reconstruct`` alone: called it would hold whatever
+    lay in memory."""
+    raise pickle.UnpicklingError("an array without contents")
+
+
 def _empty_array(*_: Any) -> _Array:
     """`numpy`'s ``_reconstruct``: the contents follow."""
     return np.ndarray.__new__(_Array, (0,), "b")
@@ -152,7 +158,8 @@ def _tensor(stored: Tensor, offset: int, size: Sequence[int], stride: Sequence[i
     """`torch`'s ``_rebuild_tensor_v2``, within the bounds of what is stored."""
     numbers = [offset, *size, *stride]
     past = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if math.prod(size) else 0
-    if min(numbers) < 0 or past > len(stored):
+    repeated = math.prod(size) > len(stored)  # as a stride of 0 does, so that few bytes become as many as they like
+    if min(numbers) < 0 or past > len(stored) or repeated:
         raise pickle.UnpicklingError(f"a tensor of size {tuple(size)} does not fit its storage")
     return stored.as_strided(size, stride, offset)
 
@@ -161,7 +168,7 @@ _ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _latin1,
     ("__builtin__", "bytes"): _no_bytes,
-    ("numpy", "ndarray"): _Array,
+    ("numpy", "ndarray"): _uncalled,
     ("numpy", "dtype"): _Dtype,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch.storage", "_load_from_bytes"): _storage,

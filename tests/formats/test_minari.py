@@ -3,6 +3,7 @@
 import json
 
 import gymnasium
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from magail.formats import minari as ours
 from magail.types import AgentGroup
 from tests.formats.test_readers import groups_of_gym
 from tests.test_demonstrations import ALL, assert_same, make
-from tests.toy import random_batch
+from tests.toy import groups_of, random_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
 
@@ -77,7 +78,7 @@ def test_one_agents_demonstrations_as_minari_reads_them():
     group.terminated[:], group.truncated[:] = False, False
     group.terminated[-1] = True
     demonstrations = Demonstrations.from_episodes(CARTPOLE, [batch, batch], [5, -1], {"note": "mine"})
-    ours.write(demonstrations, "cartpole/expert-v0")
+    ours.writer("cartpole/expert-v0")(demonstrations)
     dataset = minari.load_dataset("cartpole/expert-v0")
     assert dataset.action_space == spaces.Discrete(2)
     assert json.loads(dataset.storage.metadata["description"]) == {"note": "mine"}
@@ -90,14 +91,14 @@ def test_one_agents_demonstrations_as_minari_reads_them():
     again = ours.read("cartpole/expert-v0", CARTPOLE)
     assert_same(again.transitions, demonstrations.transitions)
     assert again.seeds.tolist() == [5, -1]
-    with pytest.raises(ValueError, match="already exists"):
-        ours.write(demonstrations, "cartpole/expert-v0")
+    with pytest.raises(ValueError, match="such a dataset already"):
+        ours.writer("cartpole/expert-v0")
 
 
 def test_several_agents_with_lives_of_their_own():
     """Deaths, late arrivals, absences, every kind of action space, a space that does not start at 0."""
     demonstrations = make()
-    ours.write(demonstrations, "hunt/expert-v1")
+    ours.writer("hunt/expert-v1")(demonstrations)
     again = ours.read("hunt/expert-v1", ALL)
     assert_same(again.transitions, demonstrations.transitions)
     assert again.lengths.tolist() == demonstrations.lengths.tolist()
@@ -109,7 +110,7 @@ def test_several_agents_with_lives_of_their_own():
 
 
 def test_by_folder(datasets):
-    ours.write(make(), "hunt/expert-v1")
+    ours.writer("hunt/expert-v1")(make())
     for folder in (datasets / "hunt/expert-v1", datasets / "hunt/expert-v1/data"):
         assert_same(ours.read(str(folder), ALL).transitions, make().transitions)
 
@@ -178,7 +179,7 @@ def test_a_goal_environments_observations_are_flattened():
     demonstrations = ours.read("goal/random-v0", groups)
     flat = np.concatenate([parts["goal"], parts["observation"]], 1).astype(np.float32)
     assert np.array_equal(demonstrations.transitions.groups["agent"].obs[:, 0], flat[:-1])
-    ours.write(demonstrations, "goal/again-v0")
+    ours.writer("goal/again-v0")(demonstrations)
     assert_same(ours.read("goal/again-v0", groups).transitions, demonstrations.transitions)
 
 
@@ -189,7 +190,7 @@ def test_an_environment_that_a_dataset_names_is_never_made(datasets, tmp_path, m
         f"import pathlib\npathlib.Path({str(marker)!r}).touch()\ndef make(**_): raise ValueError('it was made')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    ours.write(make(), "hunt/expert-v1")
+    ours.writer("hunt/expert-v1")(make())
     file = datasets / "hunt/expert-v1/data/metadata.json"
     metadata = json.loads(file.read_text())
     del metadata["observation_space"]
@@ -212,7 +213,7 @@ def test_an_environment_that_a_dataset_names_is_never_made(datasets, tmp_path, m
     ],
 )
 def test_what_does_not_fit(name, groups, message):
-    ours.write(make(), "hunt/expert-v1")
+    ours.writer("hunt/expert-v1")(make())
     with pytest.raises(ValueError, match=message):
         ours.read(name, groups)
 
@@ -226,6 +227,20 @@ def test_one_agents_dataset_does_not_fit_several():
         ours.read("test/random-v0", TEAM)
 
 
+def test_agents_of_one_group_whose_episodes_differ_in_length():
+    """Each has an observation more than actions, but one stops earlier."""
+    names, flags = "ab", np.zeros((3, 2), bool)
+    team_dataset(
+        observations={name: np.zeros((4 - i, 2), np.float32) for i, name in enumerate(names)},
+        actions={name: np.zeros(3 - i, np.int64) for i, name in enumerate(names)},
+        rewards=np.zeros((3, 2)),
+        terminations=flags,
+        truncations=flags,
+    )
+    with pytest.raises(ValueError, match="agent 'b': fields of different length"):
+        ours.read("team/random-v0", TEAM)
+
+
 def test_a_dataset_without_episodes():
     space = CARTPOLE[0].observation_space
     storage = minari.create_dataset_from_buffers(
@@ -237,16 +252,101 @@ def test_a_dataset_without_episodes():
 
 
 def test_damaged_datasets(datasets):
-    ours.write(make(), "hunt/expert-v1")
+    ours.writer("hunt/expert-v1")(make())
     file = datasets / "hunt/expert-v1/data/main_data.hdf5"
     file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises(ValueError, match="its episodes cannot be read"):
+    with pytest.raises(ValueError, match=r"no Minari dataset can be read there .*truncated file"):
         ours.read("hunt/expert-v1", ALL)
+
+
+@pytest.mark.parametrize("reference", ["soft", "external file", "raw bytes", "virtual"])
+def test_a_file_that_opens_others_is_refused(reference, datasets):
+    """HDF5 would read any file of this machine for whoever wrote the dataset."""
+    ours.writer("hunt/expert-v1")(make())
+    path, other = datasets / "hunt/expert-v1/data/main_data.hdf5", datasets / "private.hdf5"
+    with h5py.File(other, "w") as file:
+        file["rewards"] = np.ones((4, 5))
+    with h5py.File(path, "a") as file:
+        episode, shape = file["episode_0"], file["episode_0/rewards"].shape
+        del episode["rewards"]
+        if reference == "soft":
+            episode["rewards"] = h5py.SoftLink("/episode_1/rewards")
+        elif reference == "external file":
+            episode["rewards"] = h5py.ExternalLink(str(other), "/rewards")
+        elif reference == "raw bytes":
+            episode.create_dataset("rewards", shape, "f8", external=str(other))
+        else:
+            layout = h5py.VirtualLayout(shape, "f8")
+            layout[:] = h5py.VirtualSource(str(other), "rewards", shape)
+            episode.create_virtual_dataset("rewards", layout)
+    with pytest.raises(ValueError, match="refers in /episode_0/rewards to something else than itself"):
+        ours.read("hunt/expert-v1", ALL)
+
+
+def one_agents(actions, action_space, **changes):
+    """Writes "one/random-v0": an episode of three steps of an agent that sees two numbers."""
+    episode = {
+        "observations": np.zeros((4, 2), np.float32),
+        "actions": actions,
+        "rewards": np.arange(3.0),
+        "terminations": np.array([False, False, False]),
+        "truncations": np.array([False, False, True]),
+    } | changes
+    minari.create_dataset_from_buffers(
+        "one/random-v0",
+        [EpisodeBuffer(id=0, **episode)],
+        observation_space=spaces.Box(-1, 1, (2,), np.float32),
+        action_space=action_space,
+    )
+
+
+@pytest.mark.parametrize(
+    ("stored", "actual"),
+    [
+        (spaces.Box(-1, 1, (1,)), spaces.Box(-2, 2, (1,))),
+        (spaces.Discrete(3), spaces.Discrete(3, start=1)),
+        (spaces.Discrete(2), spaces.Discrete(3)),
+    ],
+)
+def test_other_actions_than_the_environments(stored, actual):
+    one_agents(np.ones((3, *stored.shape), stored.dtype), stored)
+    read = [ours.read("one/random-v0", groups_of(agent=(1, 2, stored)))]
+    assert len(read) == 1
+    with pytest.raises(ValueError, match=r"'agent_0' acts in .* there, and in .* in the environment"):
+        ours.read("one/random-v0", groups_of(agent=(1, 2, actual)))
+
+
+def test_the_same_box_in_another_precision():
+    one_agents(np.ones((3, 1)), spaces.Box(-1, 1, (1,), np.float64))
+    ours.read("one/random-v0", groups_of(agent=(1, 2, spaces.Box(-1, 1, (1,)))))
+
+
+def test_an_end_before_the_last_step():
+    one_agents(np.ones(3, np.int64), spaces.Discrete(3), terminations=np.array([False, True, False]))
+    with pytest.raises(ValueError, match="episode 0 goes on after step 1, which it calls its end"):
+        ours.read("one/random-v0", groups_of(agent=(1, 2, spaces.Discrete(3))))
+
+
+def test_the_dead_have_valid_observations_too():
+    """Where one of several choices is seen, zeros are none of them."""
+    seen = spaces.Dict(box=spaces.Box(-1, 1, (1,)), choice=spaces.Discrete(3, start=1))
+    groups = (AgentGroup("bot", ("a", "b"), seen, spaces.Discrete(2)),)
+    episode = random_batch(groups, 3)
+    bot = episode.groups["bot"]
+    bot.obs[:], bot.mask[:], bot.terminated[:], bot.truncated[:] = 0, True, False, False
+    bot.obs[..., 2], bot.terminated[0, 1], bot.truncated[-1, 0] = 1, True, True
+    bot.mask[1:, 1] = False
+    bot.next_obs[:] = bot.obs
+    demonstrations = Demonstrations.from_episodes(groups, [episode], [-1], {})
+    ours.writer("bots/random-v0")(demonstrations)
+    again = ours.read("bots/random-v0", groups)
+    assert_same(again.transitions, demonstrations.transitions)
+    assert minari.load_dataset("bots/random-v0")[0].observations["b"]["choice"].tolist() == [2, 2, 1, 1]
 
 
 def test_names_that_are_no_ids():
     with pytest.raises(ValueError, match="ids look like"):
-        ours.write(make(), "demonstrations.npz")
+        ours.writer("demonstrations.npz")
 
 
 @pytest.mark.parametrize(("noted", "known"), [(None, -1), (7, 7), (2**63 + 5, -1)])

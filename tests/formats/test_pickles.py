@@ -87,7 +87,7 @@ def writer(marker):
 
 READERS = {
     "pickles": pickles.load,
-    "original": lambda path: original.read(str(path), TWO_SIDES),
+    "original": lambda path: original.read(str(path), TWO_SIDES, None),
     "DI-engine": lambda path: di_engine.read(str(path), Walk().groups, None),
     "compat": lambda path: GailRewardModel({"expert_data_path": path, "input_size": 2}, "cpu"),
 }
@@ -166,6 +166,7 @@ def refused_as_damaged(content, path):
         Lying((2**62, 4), "f4", b""),
         Lying((1,), "O", b"12345678"),
         Lying((2,), "O", [1]),
+        Calls(np.ndarray, (1000,), "f8"),
     ],
 )
 def test_arrays_that_do_not_fit_what_is_stored(lie, tmp_path):
@@ -173,7 +174,9 @@ def test_arrays_that_do_not_fit_what_is_stored(lie, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage")
-@pytest.mark.parametrize("place", [(0, (4,), (1,)), (2, (2,), (1,)), (-1, (2,), (1,)), (2, (2,), (-1,))])
+@pytest.mark.parametrize(
+    "place", [(0, (4,), (1,)), (2, (2,), (1,)), (-1, (2,), (1,)), (2, (2,), (-1,)), (0, (2**20,), (0,))]
+)
 def test_tensors_that_do_not_fit_what_is_stored(place, tmp_path):
     storage = torch.zeros(3).storage()
     lie = Calls(torch._utils._rebuild_tensor_v2, storage, *place, False, OrderedDict())

@@ -14,6 +14,7 @@ from gymnasium import spaces
 
 from magail.formats import di_engine, imitation, npz, original, pickles
 from magail.types import AgentGroup
+from tests.test_config import composed
 from tests.test_demonstrations import one_agent
 from tests.toy import groups_of
 
@@ -95,11 +96,14 @@ def test_a_time_limit_is_no_termination(tmp_path):
         (lambda steps: steps.clear(), "not a list of steps"),
         (lambda steps: steps[0].update(next_obs="here"), "hold no numbers"),
         (lambda steps: steps[0].update(reward=None), "hold no numbers"),
+        (lambda steps: steps[0].update(reward=[1]), "hold no numbers"),
+        (lambda steps: steps[0].update(action=torch.zeros(2)), "hold no numbers"),
+        (lambda steps: [x.update(action=2**70) for x in steps], "is not of the spaces"),
         (lambda steps: steps[0].update(action=torch.tensor(0.5)), "whole numbers"),
         (lambda steps: [x.update(action=torch.tensor(5)) for x in steps], r"action.* is 5, outside Discrete\(2\)"),
         (
             lambda steps: [x.update(obs=x["obs"][:3], next_obs=x["next_obs"][:3]) for x in steps],
-            "has obs of torch.float32",
+            r"rows of shape \(3,\), not \(4,\)",
         ),
     ],
 )
@@ -108,6 +112,12 @@ def test_wrong_steps(change, message, tmp_path):
     change(steps)
     with pytest.raises(ValueError, match=message):
         di_engine.read(written(tmp_path / "a.pkl", steps), CARTPOLE, None)
+
+
+@pytest.mark.parametrize("read", [di_engine.read, imitation.read])
+def test_no_time_limit_is_below_one_step(read):
+    with pytest.raises(ValueError, match=r"from.time_limit=0 must be at least 1"):
+        read("a", CARTPOLE, 0)
 
 
 def test_one_agents_files_do_not_fit_several(tmp_path):
@@ -136,7 +146,7 @@ def check_imitation(demonstrations):
 def test_imitations_folder():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_imitation(imitation.read(str(GOLDEN / "imitation_cartpole"), CARTPOLE))
+        check_imitation(imitation.read(str(GOLDEN / "imitation_cartpole"), CARTPOLE, None))
 
 
 def test_imitations_npz(tmp_path):
@@ -153,12 +163,13 @@ def test_imitations_npz(tmp_path):
         terminal=terminal,
         **{name: np.concatenate(parts) for name, parts in columns.items()},
     )
-    check_imitation(imitation.read(str(path), CARTPOLE))
+    check_imitation(imitation.read(str(path), CARTPOLE, None))
 
 
-def test_imitation_cut_off_by_time(tmp_path):
-    np.savez(tmp_path / "a.npz", indices=[], obs=np.zeros((4, 4)), acts=[0, 1, 0], terminal=[False])
-    assert flags(imitation.read(str(tmp_path / "a.npz"), CARTPOLE)) == ([], [2])
+@pytest.mark.parametrize(("terminal", "time_limit"), [(False, None), (True, 3)])
+def test_imitation_cut_off_by_time(terminal, time_limit, tmp_path):
+    np.savez(tmp_path / "a.npz", indices=[], obs=np.zeros((4, 4)), acts=[0, 1, 0], terminal=[terminal])
+    assert flags(imitation.read(str(tmp_path / "a.npz"), CARTPOLE, time_limit)) == ([], [2])
 
 
 def test_damaged_imitation(tmp_path):
@@ -168,7 +179,7 @@ def test_damaged_imitation(tmp_path):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     for path in (folder, tmp_path / "other.npz", tmp_path / "missing", tmp_path):
         with pytest.raises(ValueError, match="not trajectories that imitation saved"):
-            imitation.read(str(path), CARTPOLE)
+            imitation.read(str(path), CARTPOLE, None)
 
 
 def test_an_imitation_folder_names_files_of_its_own_only(tmp_path):
@@ -177,10 +188,13 @@ def test_an_imitation_folder_names_files_of_its_own_only(tmp_path):
     arrow.rename(tmp_path / "elsewhere.arrow")
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "../elsewhere.arrow"}]}))
     with pytest.raises(ValueError, match="not trajectories"):
-        imitation.read(str(folder), CARTPOLE)
+        imitation.read(str(folder), CARTPOLE, None)
 
 
 # --- the original code -----------------------------------------------------------------------------------------------
+
+
+COMPLETE = (("ob", 4), ("ac", 3), ("rew", 3))  # of three steps
 
 
 def original_episode(steps, first=0.0):
@@ -198,7 +212,7 @@ def original_episode(steps, first=0.0):
 def test_the_original_pickle(protocol, tmp_path):
     path = tmp_path / "checkpoint-100tra.pkl"
     path.write_bytes(pickle.dumps([original_episode(5), original_episode(3, 50.0)], protocol))
-    demonstrations = original.read(str(path), TAG)
+    demonstrations = original.read(str(path), TAG, None)
     assert demonstrations.lengths.tolist() == [4, 2]  # what came of the last step was not saved
     wolf, sheep = (demonstrations.episode(1).groups[name] for name in ("wolf", "sheep"))
     assert wolf.obs.tolist() == [[[50, 60, 70], [51, 61, 71]], [[51, 61, 71], [52, 62, 72]]]
@@ -217,7 +231,12 @@ def test_the_original_pickle(protocol, tmp_path):
         (lambda x: x["ac"][0].__setitem__(1, np.ones(4)), "agent 'wolf_0': actions are not one-hot"),
         (lambda x: x["ac"].__setitem__(2, [np.ones(4)] * 5), r"actions of shape \(5, 4\) where MultiDiscrete"),
         (lambda x: x["ac"].__setitem__(0, x["ac"][0][:3]), "fields of different length"),
-        (lambda x: x["ob"].__setitem__(1, np.zeros((5, 2))), "differ in the length or shape"),
+        (
+            lambda x: x["ob"].__setitem__(1, np.zeros((5, 2))),
+            r"agent 'wolf_1': .* \(rows of shape \(2,\), not \(3,\)\)",
+        ),
+        (lambda x: [x[key].__setitem__(1, x[key][1][:n]) for key, n in COMPLETE], "'wolf' differ in the length"),
+        (lambda x: x["ac"].__setitem__(0, ["left"] * 5), "'ob' and 'ac' hold no arrays"),
         (lambda x: x.update(ob=[1, 2, 3]), "hold no arrays"),
         (lambda x: x.pop("ac"), "not a list of episodes with 'ob' and 'ac'"),
     ],
@@ -226,13 +245,30 @@ def test_wrong_original_episodes(change, message, tmp_path):
     episode = original_episode(5)
     change(episode)
     with pytest.raises(ValueError, match=message):
-        original.read(written(tmp_path / "a.pkl", [episode]), TAG)
+        original.read(written(tmp_path / "a.pkl", [episode]), TAG, None)
+
+
+def test_the_originals_moves_are_those_of_mpe2(tmp_path):
+    """Its second number of five moved to the right, where mpe2's action 1 moves to the left; a word is no move."""
+    moving, talking = spaces.Discrete(5), spaces.MultiDiscrete([5, 3])
+    groups, steps = groups_of(dog=(1, 2, moving), cat=(1, 2, talking)), np.arange(6)
+    cat = np.concatenate([np.eye(5)[4 - steps % 5], np.eye(3)[steps % 3]], 1)
+    episode = {"ob": [np.zeros((6, 2))] * 2, "ac": [np.eye(5)[steps % 5], cat], "rew": [np.zeros(6)] * 2}
+    path = written(tmp_path / "a.pkl", [episode])
+    moves = list(composed("from=original", "from.path=x", name="record")["from"].moves)
+    played = original.read(path, groups, moves).transitions.groups
+    assert played["dog"].action.flatten().tolist() == [0, 2, 1, 4, 3]
+    assert played["cat"].action[:, 0].tolist() == [[3, 0], [4, 1], [1, 2], [2, 0], [0, 1]]
+    as_it_is = original.read(path, groups, None).transitions.groups
+    assert as_it_is["dog"].action.flatten().tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match=r"from.moves=\[0, 2, 2\] must be each of the actions from 0 to 2 once"):
+        original.read(path, groups, [0, 2, 2])
 
 
 def test_original_boxes_stay_numbers(tmp_path):
     groups = groups_of(arm=(1, 1, spaces.Box(-1.0, 1.0, (2,))))
     episode = {"ob": [np.zeros((3, 1))], "ac": [[[0.5, -0.5]] * 3], "rew": [[0.0] * 3]}
-    demonstrations = original.read(written(tmp_path / "a.pkl", [episode]), groups)
+    demonstrations = original.read(written(tmp_path / "a.pkl", [episode]), groups, None)
     assert demonstrations.transitions.groups["arm"].action.tolist() == [[[0.5, -0.5]]] * 2
 
 
@@ -241,5 +277,5 @@ def test_original_boxes_stay_numbers(tmp_path):
 
 def test_our_own_format(tmp_path):
     demonstrations = one_agent([[1.0, 2.0], [3.0]])
-    npz.write(demonstrations, str(tmp_path / "a.npz"))
+    npz.writer(str(tmp_path / "a.npz"))(demonstrations)
     assert npz.read(str(tmp_path / "a.npz"), demonstrations.groups).returns().tolist() == [3, 3]
