@@ -208,7 +208,7 @@ class RunningNormalizer(nn.Module):
     """Mean and variance of what it has seen, elementwise over ``shape``, by Chan's parallel update.
 
     ``horizon`` bounds the count, so that older samples fade once more than that many have been seen (for targets that
-    move); infinite weighs all alike.
+    move); infinite weighs all alike. Beside an infinite count (`fix`) nothing that follows weighs anything.
     """
 
     mean: Tensor
@@ -234,10 +234,13 @@ class RunningNormalizer(nn.Module):
         total = self.count + new
         share = new / total.clamp(min=1.0)
         delta = mean - self.mean
-        var = (self.var * self.count + squares + delta.square() * self.count * share) / total.clamp(min=1.0)
-        self.var.copy_(torch.where(total > 0, var, self.var))
+        self.var.copy_(self.var * (1 - share) + squares / total.clamp(min=1.0) + delta.square() * (1 - share) * share)
         self.mean.add_(delta * share)
         self.count.copy_(total.clamp(max=self.horizon))
+
+    def fix(self) -> None:
+        """Keep what there is."""
+        self.count.fill_(math.inf)
 
     @property
     def std(self) -> Tensor:
@@ -264,6 +267,9 @@ class BoundsNormalizer(nn.Module):
 
     def update(self, x: Tensor, mask: Tensor) -> None:
         """There is nothing to learn from data."""
+
+    def fix(self) -> None:
+        """There is nothing that moves."""
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.low) / self.width

@@ -208,6 +208,8 @@ class Policy(nn.Module):
     def start_from(self, sources: Mapping[str, str]) -> None:
         """Take a group's actor and normaliser from the policy that is named for it (`load_policy`).
 
+        A normaliser that demonstrations fixed there stays fixed here, or the group would not play as it did.
+
         Raises:
             ValueError: a group that there is not; no such policy, one for other agents or spaces, or one of another
                 architecture.
@@ -224,6 +226,8 @@ class Policy(nn.Module):
                 raise ValueError(f"{source}: of another architecture than is to be trained: set {' '.join(options)}")
             for mine, theirs in ((self.actors, other.actors), (self.normalizers, other.normalizers)):
                 mine[name].load_state_dict(theirs[name].state_dict())
+            if other.fixed:
+                self.normalizers[name].fix()
 
 
 PolicyOptions = Annotated[dict[str, Any], Policy]

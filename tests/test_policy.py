@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 
@@ -68,15 +69,34 @@ def test_a_policy_goes_on_from_another_ones_file(policy, tmp_path):
     other = Policy(policy.groups, **policy.architecture)
     first, second = (group.name for group in policy.groups)
     other.start_from({first: file})
-    for mine, theirs in ((other.actors, policy.actors), (other.normalizers, policy.normalizers)):
-        assert same(mine[first], theirs[first])
-        assert not same(mine[second], theirs[second])
+    assert same(other.actors[first], policy.actors[first])
+    assert not same(other.actors[second], policy.actors[second])
+    obs = random_batch(TWO_SIDES, 100).field("obs")
+    assert torch.equal(other.normalize(obs)[first], policy.normalize(obs)[first])
+    assert not torch.equal(other.normalize(obs)[second], policy.normalize(obs)[second])
     with pytest.raises(ValueError, match=f"initial_policy: nobody learns as nobody; name some of {first}, {second}"):
         other.start_from({"nobody": file})
     wider = Policy(policy.groups, **policy.architecture | {"hidden_sizes": [16, 16], "activation": "tanh"})
     asked = re.escape('generator.policy.hidden_sizes=[8] generator.policy.activation="relu"')
     with pytest.raises(ValueError, match=f"another architecture than is to be trained: set {asked}"):
         wider.start_from({first: file})
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_group_goes_on_with_the_statistics_that_demonstrations_fixed_and_with_no_others(fixed, tmp_path):
+    torch.manual_seed(0)
+    first, second = (group.name for group in TWO_SIDES)
+    policy, other, resumed = (Policy(TWO_SIDES, (8,)) for _ in range(3))
+    (policy.fit_normalizer if fixed else policy.observe)(random_batch(TWO_SIDES, 50))
+    policy.save(tmp_path / "first.safetensors")
+    other.start_from({first: str(tmp_path / "first.safetensors")})
+    other.observe(random_batch(TWO_SIDES, 50))
+    resumed.load_state_dict(other.state_dict())
+    resumed.fit_normalizer(random_batch(TWO_SIDES, 50))
+    normalizers = [x.normalizers[first] for x in (policy, other, resumed)]
+    for before, after in itertools.pairwise(normalizers):
+        assert torch.equal(before.mean, after.mean) == torch.equal(before.var, after.var) == fixed
+    assert not torch.equal(other.normalizers[second].mean, resumed.normalizers[second].mean)
 
 
 def test_what_is_no_policy_is_refused(policy, tmp_path):
