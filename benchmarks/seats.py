@@ -7,14 +7,11 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import torch
 from omegaconf import OmegaConf
 
 from magail.config import build
-from magail.experts import Source, load_expert
-from magail.opponents import against
-from magail.policy import Acting, RandomPolicy
-from magail.rollout import play_episodes
+from magail.evaluate import returns_against
+from magail.experts import Source
 from magail.statistics import normalized_score
 from magail.types import BatchedEnv
 
@@ -35,10 +32,7 @@ def seat_returns(
 ) -> np.ndarray:
     """Of each episode the mean return of the agents of a ``side``'s groups ``[N]``; ``player`` None is random play."""
     others = {group.name: opponent for group in env.groups if group.name not in side}
-    seat = against(env, others, seeds.start)
-    policy: Acting = load_expert(player, seat.groups) if player else RandomPolicy(seat.groups)
-    of_all, _ = play_episodes(seat, policy, seeds, torch.Generator().manual_seed(seeds.start))
-    return of_all.mean(-1).numpy()
+    return returns_against(env, player, others, seeds)
 
 
 def seat_scores(run_dir: Path) -> dict[str, float]:

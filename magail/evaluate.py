@@ -22,7 +22,8 @@ import torch
 from omegaconf import DictConfig
 
 from magail.config import EvaluateConfig, build, conform, one_clear_message
-from magail.experts import load_expert, most_likely, moved
+from magail.experts import Source, load_expert, moved
+from magail.experts import most_likely as most_likely_actions
 from magail.opponents import against
 from magail.policy import Acting, Policy, RandomPolicy
 from magail.ranges import check_range
@@ -45,6 +46,20 @@ def expert_policy(env_cfg: DictConfig, env: BatchedEnv) -> Acting | None:
         raise ValueError(
             f"env.expert={env_cfg.expert} does not fit: {error}; or go on without: env.expert=null"
         ) from error
+
+
+def returns_against(
+    env: BatchedEnv, player: Source | None, opponents: Mapping[str, Source], seeds: range, most_likely: bool = False
+) -> np.ndarray:
+    """Of each episode the mean return ``[N]`` of the agents that ``player`` plays: all but the ``opponents``' groups.
+
+    ``player`` None is random play; with ``most_likely`` a policy does not draw its actions (opponents always do).
+    """
+    seat = against(env, opponents, seeds.start)
+    policy = moved(load_expert(player, seat.groups) if player else RandomPolicy(seat.groups), env.device)
+    generator = torch.Generator().manual_seed(seeds.start)
+    returns, _ = play_episodes(seat, most_likely_actions(policy) if most_likely else policy, seeds, generator)
+    return returns.mean(-1).numpy()
 
 
 class Evaluator:
@@ -76,7 +91,7 @@ class Evaluator:
 
     def _acting(self, policy: Acting) -> Acting:
         here = moved(policy, self.env.device)
-        return most_likely(here) if self.options.most_likely else here
+        return most_likely_actions(here) if self.options.most_likely else here
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.options.seed)
@@ -85,14 +100,31 @@ class Evaluator:
         """The first ``episodes`` reset seeds of evaluation."""
         return range(self.options.seed, self.options.seed + episodes)
 
-    def returns(self, policy: Acting, seeds: Sequence[int]) -> np.ndarray:
-        """Return of the episode from each reset seed, mean over the agents, ``[N]``."""
-        returns, _ = play_episodes(self.env, self._acting(policy), seeds, self._generator())
-        return returns.mean(-1).numpy()
+    def results(self, players: Mapping[str, Source | None]) -> dict[str, Any]:
+        """What `summarize` makes of policies by name, on the final episodes; None plays at random.
+
+        Where there are several groups and an "expert", each is judged in every group's seats too, by that group's own
+        return and with the expert in the others: who competes shows little in a mean over both sides.
+        """
+        names, seeds = [group.name for group in self.env.groups], self.seeds(self.options.final_episodes)
+
+        def summary(opponents: Mapping[str, Source]) -> dict[str, Any]:
+            options = {"seeds": seeds, "most_likely": self.options.most_likely}
+            returns = {name: returns_against(self.env, x, opponents, **options) for name, x in players.items()}
+            return summarize(returns, seeds)
+
+        results = summary({})
+        if (expert := players.get("expert")) and len(names) > 1:
+            for group in names:
+                in_seats = summary({name: expert for name in names if name != group})["policies"]
+                results["policies"] |= {f"{name} as {group}": numbers for name, numbers in in_seats.items()}
+        return results
 
     def learning_curve(self, policy: Policy) -> dict[str, float]:
         """One point of the learning curve, with the 95 % interval of the mean return."""
-        mean, low, high = mean_interval(self.returns(policy, self.seeds(self.options.episodes)))
+        seeds = self.seeds(self.options.episodes)
+        returns, _ = play_episodes(self.env, self._acting(policy), seeds, self._generator())
+        mean, low, high = mean_interval(returns.mean(-1).numpy())
         episodes = {"eval/episodes": self.options.episodes}
         return {"eval/return": mean, "eval/return_low": low, "eval/return_high": high, **episodes}
 
@@ -141,15 +173,12 @@ def judge(cfg: DictConfig) -> None:
     check_range({"evaluation.final_episodes": cfg.evaluation.final_episodes}, 2)
     check_range({"evaluation.seed": cfg.evaluation.seed}, 0)
     with closing(Evaluator(cfg)) as evaluator:
-        groups = evaluator.env.groups
-        policies: dict[str, Acting | None] = {
-            "expert": evaluator.expert,
-            "random": RandomPolicy(groups),
-            "policy": load_expert(cfg.checkpoint, groups) if cfg.checkpoint is not None else None,
-        }
-        seeds = evaluator.seeds(cfg.evaluation.final_episodes)
-        returns = {name: evaluator.returns(policy, seeds) for name, policy in policies.items() if policy is not None}
-        rich.print(results_table(summarize(returns, seeds)))
+        players: dict[str, Source | None] = {"random": None}
+        if cfg.env.expert:
+            players = {"expert": cfg.env.expert} | players
+        if cfg.checkpoint is not None:
+            players["policy"] = cfg.checkpoint
+        rich.print(results_table(evaluator.results(players)))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
     python -m magail.report RUN_DIR [RUN_DIR ...] [--output DIR]
 
 writes ``comparison.md`` and ``comparison.png`` of run folders, each with ``config.yaml``, ``metrics.jsonl`` and
-``results.json``. Runs whose configurations differ in seeds only are one method, reported with an interval over runs.
+``results.json``; a sweep's folder stands for all of its runs. Runs whose configurations differ in seeds only are one
+method, reported with an interval over runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,23 +33,16 @@ from magail.logger import read_metrics
 from magail.statistics import mean_interval, normalized_score
 
 RESULTS = "results.json"
+RUNNING = ("logger", "threads", "device", "compile", "matmul_precision", "checkpoint", "evaluation")  # no method's part
 Line = dict[str, Any]  # of metrics.jsonl
 
 # --- returns of one run -------------------------------------------------------------------------------------------
 
 
-def report_results(
-    run_dir: Path | str,
-    returns: Mapping[str, np.ndarray],
-    seeds: Sequence[int],
-    expert: str = "expert",
-    random: str = "random",
-) -> dict[str, Any]:
-    """Write `summarize`'s results to ``results.json`` and print them as a table."""
-    results = summarize(returns, seeds, expert, random)
+def report_results(run_dir: Path | str, results: Mapping[str, Any]) -> None:
+    """Write what `summarize` returned to ``results.json`` and print it as a table."""
     write_whole(Path(run_dir) / RESULTS, json.dumps(results, allow_nan=False) + "\n")
     Console().print(results_table(results))
-    return results
 
 
 def summarize(
@@ -87,9 +82,25 @@ def results_table(results: Mapping[str, Any]) -> Table:
     table.add_column("policy")
     table.add_column("return per agent", justify="right")
     table.add_column("normalised score", justify="right")
-    for name, policy in results["policies"].items():
-        table.add_row(name, _cell(policy, "return", digits=2), _cell(policy, "score", digits=3))
+    for seat, names in itertools.groupby(results["policies"], _seat):
+        if seat:
+            table.add_section()
+        for name in names:
+            policy = results["policies"][name]
+            table.add_row(name, _cell(policy, "return", digits=2), _cell(policy, "score", digits=3))
+    if any(map(_seat, results["policies"])):
+        table.caption = "as GROUP: that group's own return, with the expert in the other seats"
     return table
+
+
+def _seat(policy: str) -> str:
+    """The group in whose seats a policy was judged; "" where it played all."""
+    return policy.partition(" as ")[2]
+
+
+def _is_fixed(policy: str) -> bool:
+    """Whether it is the expert or random play, in whatever seats: no method's doing."""
+    return policy.partition(" as ")[0] in ("expert", "random")
 
 
 def read_results(run_dir: Path | str) -> dict[str, Any] | None:
@@ -162,7 +173,6 @@ PANELS = (
 )
 AXIS_LABELS = {"env_steps": "environment steps", "iteration": "iteration", "bc/step": "cloning steps"}
 REFERENCES = {"expert": "#2a8c4a", "bc": "#8c564b", "random": "#7f7f7f"}  # policies to compare returns with
-FIXED = ("expert", "random")  # policies that are no method's doing
 FEW = 30  # points that are marked one by one
 
 
@@ -319,8 +329,8 @@ class RunFolder:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What makes it the method that it is, ``{dotted key: value}``: no seeds, nor where it is logged."""
-        options = flat({key: value for key, value in self.config.items() if key != "logger"})
+        """What makes it the method that it is, ``{dotted key: value}``: no seeds, nor how it is run and watched."""
+        options = flat({key: value for key, value in self.config.items() if key not in RUNNING})
         asked = options | dict.fromkeys(self.found, "auto")
         return {key: value for key, value in asked.items() if key.split(".")[-1] != "seed"}
 
@@ -345,8 +355,9 @@ class Method:
 
     @property
     def label(self) -> str:
-        """The letter and what differs, shortened; the parts chosen come first, the task is told elsewhere."""
-        keys = sorted((key for key in self.differs if not key.startswith("env.")), key=lambda k: "_target_" not in k)
+        """The letter and what differs, shortened: the algorithm, the parts chosen, then options; not of the task."""
+        keys = [key for key in self.differs if not key.startswith("env.")]
+        keys.sort(key=lambda key: (key != "algorithm", "_target_" not in key))
         text = ": ".join(filter(None, [self.letter, ", ".join(_short(key, self.differs[key]) for key in keys)]))
         return text if len(text) <= 52 else f"{text[:51]}…"
 
@@ -355,14 +366,31 @@ class Method:
         """Of the finished runs."""
         return [run.results for run in self.runs if run.results is not None]
 
+    @property
+    def own_results(self) -> list[dict[str, Any]]:
+        """Of the finished runs what became of the policy that was trained."""
+        name = self.runs[0].config.get("algorithm", "")
+        return [results["policies"][name] for results in self.results if name in results["policies"]]
+
+    @property
+    def curves(self) -> list[tuple[np.ndarray, ...]]:
+        """Environment steps and returns ``[N]`` of the evaluations of each run that has any."""
+        curves = [_series(run.lines, "env_steps", "eval/return") for run in self.runs]
+        return [(x, y) for x, y in curves if len(x)]
+
 
 def compare(run_dirs: Sequence[Path], output: Path) -> Path:
     """Write ``comparison.md``, and ``comparison.png`` where there is a curve to draw, into ``output``.
 
     Returns:
         The path of the first.
+
+    Raises:
+        ValueError: there is no run in any of the folders, nor in folders within them.
     """
-    runs = [RunFolder.read(path) for path in run_dirs]
+    runs = [RunFolder.read(path) for run_dir in run_dirs for path in _run_folders(run_dir)]
+    if not any(run.config for run in runs):
+        raise ValueError(f"there is no run in {', '.join(map(str, run_dirs))}: name folders of runs, or of a sweep")
     methods = _methods([run for run in runs if run.config])
     output.mkdir(parents=True, exist_ok=True)
     drawn = _draw_comparison(methods, output / "comparison.png")
@@ -380,6 +408,14 @@ def compare(run_dirs: Sequence[Path], output: Path) -> Path:
     path = output / "comparison.md"
     path.write_text("\n\n".join(sections) + "\n")
     return path
+
+
+def _run_folders(path: Path) -> list[Path]:
+    """The folder itself, or, where it is no run's, those of runs within it: a sweep's, in their order."""
+    within = [config.parent for config in path.rglob(CONFIG) if not config.parent.name.startswith(".")]  # Hydra's own
+    if (path / CONFIG).exists() or not within:
+        return [path]
+    return sorted(within, key=lambda folder: (folder.parent, len(folder.name), folder.name))
 
 
 def _methods(runs: Iterable[RunFolder]) -> list[Method]:
@@ -428,16 +464,16 @@ def _methods_table(methods: Iterable[Method]) -> str:
         if not method.results:
             rows.append([method.label, run.env_name, "no run is finished", "-", "-", "-"])
             continue
-        policies = [name for name in method.results[0]["policies"] if name not in FIXED or run.task not in tasks]
+        policies = [name for name in method.results[0]["policies"] if not _is_fixed(name) or run.task not in tasks]
         tasks.add(run.task)
-        for name in sorted(policies, key=lambda name: name not in FIXED):
+        for name in sorted(policies, key=lambda name: not _is_fixed(name)):
             of_runs = [results["policies"][name] for results in method.results if name in results["policies"]]
-            if len(of_runs) == 1 or name in FIXED:
+            if len(of_runs) == 1 or _is_fixed(name):
                 numbers, over = of_runs[0], f"{method.results[0]['episodes']} episodes"
             else:
                 numbers, over = _over_runs(of_runs), f"{len(of_runs)} runs"
             cells = _cell(numbers, "score", digits=3), _cell(numbers, "return", digits=2)
-            rows.append(["-" if name in FIXED else method.label, run.env_name, name, *cells, over])
+            rows.append(["-" if _is_fixed(name) else method.label, run.env_name, name, *cells, over])
     return _markdown(["method", "environment", "policy", "score", "return", "interval over"], rows)
 
 
@@ -461,7 +497,7 @@ def _runs_table(runs: Iterable[RunFolder], methods: Sequence[Method]) -> str:
     rows = []
     for run in runs:
         policies = run.results["policies"] if run.results is not None else {}
-        scores = [f"{name} {_cell(policies[name], 'score', digits=3)}" for name in policies if name not in FIXED]
+        scores = [f"{name} {_cell(policies[name], 'score', digits=3)}" for name in policies if not _is_fixed(name)]
         seed = str(run.config.get("seed", "-"))
         found = ", ".join(f"`{_short(key, x)}`" for key, x in run.found.items())
         rows.append(
@@ -474,45 +510,53 @@ def _draw_comparison(methods: Sequence[Method], path: Path) -> bool:
     """Evaluated returns against environment steps, one panel per task; False if there is nothing to draw."""
     panels: dict[str, list[Method]] = {}
     for method in methods:
-        if any(len(_returns(run)[0]) for run in method.runs):
-            panels.setdefault(method.runs[0].task, []).append(method)
+        panels.setdefault(method.runs[0].task, []).append(method)
+    panels = {task: here for task, here in panels.items() if any(method.curves for method in here)}
     if not panels:
         return False
     figure, axes = _figure(len(panels), row_height=4.5)
-    curves = []
+    lines, labels = [], []
     for ax, here in zip(axes, panels.values(), strict=True):
-        curves += [_draw_method(ax, method, f"C{methods.index(method)}") for method in here]
+        episodes = _curve_episodes([line for method in here for run in method.runs for line in run.lines])
+        for method in here:
+            line = _draw_method(ax, method, f"C{methods.index(method)}", episodes)
+            if line is not None:
+                lines.append(line)
+                count = len(method.curves or method.own_results)
+                labels.append(f"{method.label} ({count} {'run' if count == 1 else 'runs'})")
         experts = [results["policies"].get("expert") for method in here for results in method.results]
         if any(experts):  # not random: far below, it would press the curves together
-            lines = [line for method in here for run in method.runs for line in run.lines]
-            _draw_references(ax, {"expert": next(filter(None, experts))}, _curve_episodes(lines))
+            _draw_references(ax, {"expert": next(filter(None, experts))}, episodes)
         _dress(ax, f"{here[0].runs[0].env_name}: return per agent and episode", "env_steps")
-    figure.legend(handles=curves, loc="outside lower left", frameon=False, ncols=min(len(panels), 3))
+    figure.legend(lines, labels, loc="outside lower left", frameon=False, ncols=min(len(panels), 3))
     figure.savefig(path)
     return True
 
 
-def _draw_method(ax: Axes, method: Method, colour: str) -> Line2D:
-    """A thin line per run and, of several, their mean as far as all of them go; returns the entry for a legend."""
-    curves = [(x, y) for x, y in map(_returns, method.runs) if len(x)]
+def _draw_method(ax: Axes, method: Method, colour: str, episodes: int | None) -> Line2D | None:
+    """A thin line per run and, of several, their mean with its interval as far as all of them go; returns the last.
+
+    Who only cloned has no curve: a dotted line says what it came to at the end, on the first ``episodes``, from which
+    the curves' points come. None where there is nothing yet.
+    """
+    curves = method.curves
+    if not curves:
+        ends = [policy["returns"][:episodes] for policy in method.own_results]
+        return ax.axhline(float(np.mean(ends)), color=colour, linestyle=":", linewidth=2) if ends else None
     for x, y in curves:
         ax.plot(x, y, color=colour, linewidth=0.8, alpha=0.6)
     start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     grid = np.unique(np.concatenate([x for x, _ in curves]).clip(start, end))
-    mean = np.mean([np.interp(grid, x, y) for x, y in curves], axis=0)
-    ax.plot(grid, mean, color=colour, linewidth=2)
-    count = "1 run" if len(curves) == 1 else f"{len(curves)} runs"
-    return Line2D([], [], color=colour, linewidth=2, label=f"{method.label} ({count})")
-
-
-def _returns(run: RunFolder) -> tuple[np.ndarray, ...]:
-    """Environment steps and returns ``[N]`` of the evaluations."""
-    return _series(run.lines, "env_steps", "eval/return")
+    at_grid = np.array([np.interp(grid, x, y) for x, y in curves])  # [runs, points]
+    low, high = np.array([mean_interval(values)[1:] for values in at_grid.T]).T
+    ax.fill_between(grid, low, high, color=colour, alpha=0.15, linewidth=0)
+    (mean,) = ax.plot(grid, at_grid.mean(0), color=colour, linewidth=2, marker="o" if len(grid) == 1 else None)
+    return mean
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m magail.report", description="Compare run folders.")
-    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run, or of a sweep")
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)")
     options = parser.parse_args(argv)
     with one_clear_message():

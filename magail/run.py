@@ -14,9 +14,9 @@ from magail.checkpoint import Checkpoints
 from magail.config import CONFIG, FOUND, build, flat, plain, read_config
 from magail.devices import random_state, set_random_state
 from magail.evaluate import Evaluator
+from magail.experts import Source
 from magail.files import write_whole
 from magail.logger import Logger, read_metrics
-from magail.policy import Acting, RandomPolicy, load_policy
 from magail.report import learning_curves, report_results
 from magail.rollout import Player
 from magail.types import BatchedEnv, Seeds
@@ -35,6 +35,7 @@ def begin(cfg: DictConfig, run_dir: Path) -> None:
     Raises:
         ValueError: an option outside of `CAN_CHANGE` is another than it was, where ``auto`` is what it was found to be.
     """
+    print(f"Run folder: {run_dir}")
     begun = any((run_dir / name).exists() for name in (DEMONSTRATIONS, CHECKPOINTS))
     if not begun or not (run_dir / CONFIG).exists():
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,6 @@ class Run:
     ) -> None:
         self.cfg, self.run_dir, self.started = cfg, run_dir, started
         self.generator, self.discriminator, self.player, self.seeds = generator, discriminator, player, seeds
-        print(f"Run folder: {run_dir}")
         config = plain(cfg)
         self.logger: Logger = build(cfg.logger, run_dir=run_dir, total=cfg.iterations, config=config)
         self.checkpoints = Checkpoints(run_dir / CHECKPOINTS, cfg.checkpoint.keep)
@@ -168,24 +168,21 @@ class Run:
 
     def report(self, evaluator: Evaluator) -> None:
         """Play expert, random, cloned and trained policies from the same reset seeds; table, curves and film."""
-        groups = self.generator.policy.groups
-        policies: dict[str, Acting | None] = {
-            "expert": evaluator.expert,
-            "random": RandomPolicy(groups),
-            "bc": load_policy(path, groups) if (path := self.run_dir / "bc.safetensors").exists() else None,
-            self.cfg.algorithm: self.generator.averaged,
-        }
-        playing = {name: policy for name, policy in policies.items() if policy is not None}
-        seeds = evaluator.seeds(self.cfg.evaluation.final_episodes)
-        returns = {name: evaluator.returns(policy, seeds) for name, policy in playing.items()}
+        players: dict[str, Source | None] = {"expert": self.cfg.env.expert} if self.cfg.env.expert else {}
+        players["random"] = None
+        if (path := self.run_dir / "bc.safetensors").exists():
+            players["bc"] = str(path)
+        players[self.cfg.algorithm] = str(self.run_dir / "policy.safetensors")
+        results = evaluator.results(players)
         self.logger.display.stop()  # the table takes its place
-        results = report_results(self.run_dir, returns, seeds)
+        report_results(self.run_dir, results)
         if read_metrics(self.run_dir):  # who neither clones nor iterates has learned nothing that could be drawn
             self.logger.log_file("curves", learning_curves(self.run_dir))
         if self.cfg.iterations and math.isnan(self.best):
             print(f"No best.safetensors: checkpoint.best={self.cfg.checkpoint.best} was in no evaluation")
         if self.cfg.evaluation.video_episodes:
-            filmed = {name: playing[name] for name in ("expert", self.cfg.algorithm) if name in playing}
+            filmed = {"expert": evaluator.expert} if evaluator.expert else {}
+            filmed[self.cfg.algorithm] = self.generator.averaged
             try:
                 self.logger.log_file("video", evaluator.video(filmed, self.run_dir / "video.gif"))
             except ValueError as error:  # the rest of the report does not hang on it

@@ -68,6 +68,8 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
             env.compile()
             generator.compile()  # not the discriminator: a gradient penalty's second derivatives cannot be compiled
         cloning = demonstrations and BehavioralCloning(generator.policy, demonstrations, held_out, **cfg.bc)
+        if cloning:
+            cfg.bc.update(cloning.options)  # what auto came to
         starts = demonstrations.known_seeds() if demonstrations else []
         seeds = Seeds(cfg.seed, starts, cfg.start_from_demonstrations)
         player = Player(generator.policy)
@@ -112,6 +114,8 @@ def get_demonstrations(
         else:
             demonstrations = record_expert(cfg.env, env, options.count, cfg.seed, options.most_likely)
         demonstrations.save(kept)
+        mean = demonstrations.returns().mean().item()
+        print(f"{len(demonstrations)} demonstrations, {demonstrations.num_steps} steps, mean return {mean:.2f}")
     if options.every > 1:
         demonstrations = demonstrations.subsample(options.every, cfg.seed)
     demonstrations = demonstrations.to(device)
@@ -154,7 +158,9 @@ def with_symmetries(
         if architecture.get("activation") == "auto":
             architecture["activation"] = "tanh"  # asking these takes half the time
         new_policy = partial(Policy, env.groups, **architecture)
+        print("Whether the expert shares the symmetries of its world is asked of clones, by cross-validation")
         cfg.symmetries = what_is_shared(demonstrations, views, conventions, new_policy, cfg.seed, **cfg.bc)
+        print(f"symmetries=auto came to {str(cfg.symmetries).lower()}")
     for symmetries in shown(cfg.symmetries, views, conventions):
         env = RandomViews(env, symmetries)
         demonstrations = demonstrations and in_all_views(demonstrations, symmetries)

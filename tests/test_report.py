@@ -54,7 +54,7 @@ def make_run(path: Path, level: float | None = -11.0, iterations: int = 10, **op
     base = {"seed": 0, "env": {"name": "simple_spread", "evaluate": {"N": 3}}, "logger": {"name": path.name}}
     OmegaConf.save(OmegaConf.merge(base, options), path / "config.yaml")
     if level is not None:
-        report_results(path, returns(level), SEEDS)
+        report_results(path, summarize(returns(level), SEEDS))
     return path
 
 
@@ -75,14 +75,16 @@ def test_results_are_the_statistics_of_the_returns() -> None:
 
 def test_results_are_written_read_back_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert read_results(tmp_path) is None
-    results = report_results(tmp_path, returns(), SEEDS)
+    results = summarize(returns(), SEEDS)
+    report_results(tmp_path, results)
     assert read_results(tmp_path) == results
     assert f"{results['policies']['magail']['score']:.3f}" in capsys.readouterr().out
 
 
 def test_without_an_expert_there_are_returns_but_no_scores(tmp_path: Path) -> None:
     played = {name: x for name, x in returns().items() if name != "expert"}
-    results = report_results(tmp_path, played, SEEDS)
+    results = summarize(played, SEEDS)
+    report_results(tmp_path, results)
     assert results["policies"]["magail"]["score"] is None
     json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)  # no NaN, which is not JSON
     console = Console(width=100, record=True)
@@ -234,11 +236,65 @@ def test_what_auto_came_to_makes_no_other_method(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_nothing_but_missing_runs_is_a_report_too(tmp_path: Path) -> None:
-    markdown = compare([tmp_path / "missing"], tmp_path).read_text()
-    assert "no run in this folder" in markdown
-    assert "comparison.png" not in markdown
-    assert not (tmp_path / "comparison.png").exists()
+def test_where_there_is_no_run_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"there is no run in .*missing, .*empty: name folders of runs, or of a sweep"):
+        compare([tmp_path / "missing", tmp_path / "empty"], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_sweeps_folder_stands_for_its_runs(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    for seed in (10, 2, 0):
+        (make_run(sweep / str(seed), seed=seed) / ".hydra").mkdir()
+        (sweep / str(seed) / ".hydra/config.yaml").write_text("seed: 0")
+    alone = make_run(tmp_path / "alone", seed=7)
+    make_run(alone / "within", seed=8)  # a run's folder is a run, whatever is in it
+    markdown = compare([sweep, alone], tmp_path).read_text()
+    assert [row[1:3] for row in rows(markdown, "run")] == [["A", "0"], ["A", "2"], ["A", "10"], ["A", "7"]]
+
+
+def test_how_runs_are_made_and_watched_makes_no_other_method(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "a", threads=1, evaluation={"every": 5}),
+        make_run(tmp_path / "b", threads=2, evaluation={"every": 9}, checkpoint={"keep": 3}, device="cuda"),
+        make_run(tmp_path / "c", algorithm="bc", threads=1, alpha=3),
+    ]
+    table = rows(compare(runs, tmp_path).read_text(), "method | environment")
+    assert {row[0] for row in table} == {"-", "A", "B: algorithm=bc, alpha=3"}
+
+
+def test_who_only_cloned_is_a_line_beside_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [make_run(tmp_path / "magail", algorithm="magail"), make_run(tmp_path / "bc", algorithm="bc")]
+    log_run(tmp_path / "few", [(-1, {"bc/step": 5, "bc/loss": 1.0})])
+    (runs[1] / "metrics.jsonl").write_text((tmp_path / "few/metrics.jsonl").read_text())
+    (ax,) = drawn_by(monkeypatch, lambda: compare(runs, tmp_path / "out"))
+    level = returns()["bc"].mean()
+    assert [line.get_linestyle() for line in ax.lines if np.allclose(line.get_ydata(), level)] == [":"]
+    entries = [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    assert entries == ["A: algorithm=magail (1 run)", "B: algorithm=bc (1 run)"]
+
+
+def test_of_a_single_evaluation_the_point_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", iterations=3)
+    (ax,) = drawn_by(monkeypatch, lambda: compare([run], tmp_path / "out"))
+    assert any(line.get_marker() == "o" and line.get_xdata().tolist() == [300] for line in ax.lines)
+
+
+def test_what_was_judged_in_seats_has_rows_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a method where the policy is one, of nobody's where it is the expert's or random play's."""
+    results = summarize(returns(), SEEDS)
+    results["policies"] |= {f"{name} as wolf": x for name, x in summarize(returns(-14.0), SEEDS)["policies"].items()}
+    for seed in (0, 1):
+        report_results(make_run(tmp_path / str(seed), None, seed=seed), results)
+    assert "with the expert in the other seats" in capsys.readouterr().out
+    table = {row[2]: row for row in rows(compare([tmp_path], tmp_path).read_text(), "method | environment")}
+    assert list(table) == [
+        "expert", "random", "expert as wolf", "random as wolf", "bc", "magail", "bc as wolf", "magail as wolf"
+    ]  # fmt: skip
+    assert [table[name][0] for name in ("random as wolf", "magail as wolf")] == ["-", "A"]
+    assert table["magail as wolf"][3].startswith(f"{results['policies']['magail as wolf']['score']:.3f}")
+    assert table["magail as wolf"][5] == "2 runs"
 
 
 def test_each_task_has_its_panel_and_each_method_its_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

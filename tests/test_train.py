@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from PIL import Image
 
 from magail.config import build
 from magail.demonstrations import Demonstrations
+from magail.evaluate import Evaluator
 from magail.policy import RandomPolicy, load_policy
 from magail.record import record
 from magail.train import tell_of_another_environment, train
@@ -109,7 +111,7 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path):
 
 def test_a_sweep_runs_every_combination(tmp_path):
     run("-m", "seed=0,1", "discriminator=decentralized,single", *TINY, *SPREAD, "iterations=1", cwd=tmp_path)
-    (sweep,) = (tmp_path / "multirun/simple_spread-magail").iterdir()
+    (sweep,) = (tmp_path / "multirun").iterdir()
     configs = [(folder / "config.yaml").read_text() for folder in sorted(sweep.iterdir()) if folder.is_dir()]
     assert len(configs) == 4
     assert sum("Single" in config for config in configs) == 2
@@ -253,6 +255,27 @@ def test_one_side_learns_and_is_judged_against_the_other(tmp_path):
     assert all(name in output for name in ("expert", "random", "policy"))
     output = run("env=simple_push", *judged, module="magail.evaluate", cwd=tmp_path, ok=False)
     assert "a policy for the agents {'adversary': ['adversary_0']}, but the environment has" in output
+
+
+def test_several_groups_are_judged_in_each_ones_seats_beside_the_expert_too():
+    """As who names the expert as opponent judges them; the expert's own seats make no difference to it."""
+    words = ["env=simple_push", *SPREAD, "evaluation.final_episodes=8", "evaluation.most_likely=true"]
+    shipped = "pkg://magail_envs.experts/simple_push.safetensors"
+    with closing(Evaluator(composed(*words, name="evaluate"))) as evaluator:
+        policies = evaluator.results({"expert": shipped, "random": None})["policies"]
+        assert list(policies) == [
+            f"{who}{seat}" for seat in ("", " as adversary", " as agent") for who in ("expert", "random")
+        ]
+        assert [policies[f"expert{seat}"]["score"] for seat in ("", " as adversary", " as agent")] == [1, 1, 1]
+        assert evaluator.results({"random": None})["policies"].keys() == {"random"}  # beside nobody
+    for group, other in (("adversary", "agent"), ("agent", "adversary")):
+        against = f"opponents={{{other}: '{shipped}'}}"
+        with closing(Evaluator(composed(*words, against, name="evaluate"))) as evaluator:
+            assert [g.name for g in evaluator.env.groups] == [group]
+            alone = evaluator.results({"expert": shipped, "random": None})["policies"]
+        assert alone["random"] == policies[f"random as {group}"]
+    one = policies["expert as adversary"]["return"] + policies["expert as agent"]["return"]
+    assert one / 2 == pytest.approx(policies["expert"]["return"])
 
 
 def test_recording_a_run_and_training_on_the_file(tmp_path):

@@ -50,6 +50,8 @@ class BehavioralCloning:
         self.steps = auto_steps if steps == "auto" else int(steps)
         rate = auto_rate if learning_rate == "auto" else float(learning_rate)
         decay = PRIOR / number if weight_decay == "auto" else float(weight_decay)
+        self.options = {"steps": self.steps, "learning_rate": rate, "weight_decay": decay}
+        """What each that may be ``auto`` came to."""
         self.optimizer = torch.optim.AdamW(policy.decayed(decay), lr=rate, fused=True)
 
     def loss(self) -> Tensor:
