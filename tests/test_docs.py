@@ -1,4 +1,4 @@
-"""What docs/extending.md shows is run as it stands there."""
+"""What docs/extending.md shows is run as it stands there, and what README.md shows of a trained policy."""
 
 import re
 import shlex
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from magail.files import locate
 from tests.test_train import SPREAD, TINY
 
 TEXT = (Path(__file__).parent.parent / "docs/extending.md").read_text()
@@ -26,6 +27,19 @@ def folder(tmp_path_factory):
             with (root / name).open("a") as file:
                 file.write(text)
     return root
+
+
+def test_a_trained_policy_plays_in_ones_own_code():
+    """As the README shows it, with the shipped expert for a run; random play has -24."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(from pathlib.*?)```", readme, re.DOTALL)
+    expert = str(locate("pkg://magail_envs.experts/simple_spread.safetensors"))
+    for shown, here in (('"RUN_FOLDER"', repr(expert)), ("observations, *_ =", "observations, rewards, *_ =")):
+        assert block.count(shown) == 1
+        block = block.replace(shown, here)
+    played = {"returned": 0.0}
+    exec(f"{block}    returned += sum(rewards.values()) / len(agents)\n", played)
+    assert -16 < played["returned"] < -5
 
 
 def test_the_page_has_what_it_promises():

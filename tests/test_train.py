@@ -263,10 +263,9 @@ def test_several_groups_are_judged_in_each_ones_seats_beside_the_expert_too():
     shipped = "pkg://magail_envs.experts/simple_push.safetensors"
     with closing(Evaluator(composed(*words, name="evaluate"))) as evaluator:
         policies = evaluator.results({"expert": shipped, "random": None})["policies"]
-        assert list(policies) == [
-            f"{who}{seat}" for seat in ("", " as adversary", " as agent") for who in ("expert", "random")
-        ]
-        assert [policies[f"expert{seat}"]["score"] for seat in ("", " as adversary", " as agent")] == [1, 1, 1]
+        seats = ("", " as adversary", " as agent")
+        assert list(policies) == [f"{who}{seat}" for seat in seats for who in ("expert", "random")]
+        assert [policies[f"expert{seat}"]["score"] for seat in seats] == [1, 1, 1]
         assert evaluator.results({"random": None})["policies"].keys() == {"random"}  # beside nobody
     for group, other in (("adversary", "agent"), ("agent", "adversary")):
         against = f"opponents={{{other}: '{shipped}'}}"
@@ -274,8 +273,6 @@ def test_several_groups_are_judged_in_each_ones_seats_beside_the_expert_too():
             assert [g.name for g in evaluator.env.groups] == [group]
             alone = evaluator.results({"expert": shipped, "random": None})["policies"]
         assert alone["random"] == policies[f"random as {group}"]
-    one = policies["expert as adversary"]["return"] + policies["expert as agent"]["return"]
-    assert one / 2 == pytest.approx(policies["expert"]["return"])
 
 
 def test_recording_a_run_and_training_on_the_file(tmp_path):
