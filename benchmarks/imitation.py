@@ -77,6 +77,13 @@ TO_MOST = (  # not where sides compete
     "; in brackets seconds and environment steps after which it had 95 % of its final score (0 steps: when its clone "
     "was done; else at one of four evaluations)"
 )
+WORDS = (
+    "Scores are normalised returns, 0 as random play and 1 as the expert, on initial states that training did not see; "
+    "where sides compete, means over the sides, each against the expert. A cell is the interquartile mean over the "
+    "seeds with its 95 % bootstrap interval; a difference the mean over the seeds, of the same demonstrations and "
+    "states, with its 95 % t-interval. *BC* clones the demonstrations as they are; *BC, same views* are the clones "
+    "from which MAGAIL began, in the views that it found (*its clone*)."
+)
 SELECTION = (
     "Scores (100 episodes, multiwalker 20) by which the checkpoint of the best held-out likelihood, and the last one, "
     "are behind the best of the four evaluations, means:"
@@ -250,7 +257,7 @@ def main() -> None:
     torch.set_num_threads(1)
     runs, counts = arguments.runs.resolve(), arguments.counts
     command = shlex.join(["python", "-m", "benchmarks.imitation", *sys.argv[1:]])
-    page = ["# Imitation by number of demonstrations", f"```\n{command}\n```", machine() + "."]
+    page = ["# Imitation by number of demonstrations", f"```\n{command}\n```", machine() + ".", WORDS]
     store = Store(arguments.rows or arguments.output.with_suffix(".csv"), KEYS, FIELDS)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for task in arguments.tasks:

@@ -133,7 +133,8 @@ class Run:
         """Go back to the newest checkpoint and drop what was logged after it; whether there was one.
 
         Raises:
-            ValueError: the run's checkpoints are gone, or the newest is of other parts than these.
+            ValueError: the run's checkpoints are gone, or the newest is of other parts than these, or of more
+                iterations than are asked for.
         """
         state = self.checkpoints.latest()
         if state is None and (self.run_dir / "policy.safetensors").exists():
@@ -146,6 +147,11 @@ class Run:
                     f"{self.run_dir}: its newest checkpoint does not fit what is to go on from it "
                     f"({str(error).splitlines()[-1].strip()}): leave out what was not asked for when it began"
                 ) from error
+            if self.iteration > self.cfg.iterations:
+                raise ValueError(
+                    f"{self.run_dir}: {self.iteration} iterations are done, and cannot be undone: leave "
+                    f"iterations={self.cfg.iterations} out, or ask for more"
+                )
         self._keep_config()  # not before: what failed has changed nothing
         self.logger.resume(-1 if state is None else self.iteration)
         return state is not None

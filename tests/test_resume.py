@@ -160,7 +160,16 @@ def test_what_a_run_may_go_on_with(tmp_path):
     assert OmegaConf.load(tmp_path / "config.yaml").iterations == 1
     assert logged(tmp_path)[-1]["iteration"] == 0
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found == {"generator.policy.activation": "tanh", "generator.policy.box": "gaussian"}
+    assert found == {
+        "generator.policy.activation": "tanh",
+        "generator.policy.box": "gaussian",
+        "bc.learning_rate": 1e-3,
+        "bc.weight_decay": 4.0,  # 300 over 3 demonstrations of 25 steps; the fourth is held out
+    }
+    before = kept(tmp_path)
+    with pytest.raises(ValueError, match="1 iterations are done, and cannot be undone: leave iterations=0 out"):
+        train(composed(*CLONE), tmp_path)
+    assert kept(tmp_path) == before
 
 
 def test_a_run_without_its_checkpoints_is_left_alone(tmp_path):
