@@ -527,6 +527,10 @@ def _draw_comparison(methods: Sequence[Method], path: Path) -> bool:
         experts = [results["policies"].get("expert") for method in here for results in method.results]
         if any(experts):  # not random: far below, it would press the curves together
             _draw_references(ax, {"expert": next(filter(None, experts))}, episodes)
+        drawn = np.concatenate([np.asarray(line.get_ydata(), np.float64) for line in ax.lines])
+        low, high = np.nanmin(drawn), np.nanmax(drawn)
+        margin = 0.1 * (high - low) or 1.0
+        ax.set_ylim(low - margin, high + margin)  # of lines alone: the interval of two runs would press them together
         _dress(ax, f"{here[0].runs[0].env_name}: return per agent and episode", "env_steps")
     figure.legend(lines, labels, loc="outside lower left", frameon=False, ncols=min(len(panels), 3))
     figure.savefig(path)
