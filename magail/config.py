@@ -126,7 +126,6 @@ AT_LEAST_0 = (
     "iterations",
     "demonstrations.count",
     "bc.coefficient",
-    "evaluation.seed",
     "evaluation.video_episodes",
 )
 AT_LEAST_1 = (
@@ -183,7 +182,7 @@ def check(cfg: DictConfig) -> None:
         ValueError: an unknown key, a value of the wrong type or out of range, or a combination that makes no sense.
     """
     conform(cfg, TrainConfig)
-    check_range({"seed": cfg.seed}, 0, MOST)
+    check_range({"seed": cfg.seed, "evaluation.seed": cfg.evaluation.seed}, 0, MOST)
     select = functools.partial(OmegaConf.select, cfg)
     numbers = {key: select(key) for key in AT_LEAST_0 + AT_LEAST_1}
     check_range({key: numbers[key] for key in AT_LEAST_0}, 0)
@@ -252,6 +251,11 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(
             "discriminator=none rewards nothing, so this generator has nothing to learn from: choose a discriminator, "
             "or algorithm=sqil, iq or dagger, which do without one"
+        )
+    if select("discriminator.absorbing") is False and select("generator.absorbing"):
+        raise ValueError(
+            "generator.absorbing=true rewards what follows on terminations, which discriminator.absorbing=false never "
+            "learned: leave generator.absorbing out"
         )
     if cfg.matmul_precision not in MATMUL_PRECISIONS:
         raise ValueError(f"matmul_precision={cfg.matmul_precision} must be one of {', '.join(MATMUL_PRECISIONS)}")

@@ -128,6 +128,7 @@ class Demonstrations:
             )
         for index, episode in enumerate(episodes):
             _check_episode_layout(f"{source}: episode {index}", groups, episode)
+        _check_seeds(source, torch.tensor(seeds, dtype=torch.int64))
         lengths = torch.tensor([episode.batch_shape[0] for episode in episodes])
         transitions = _concatenate(groups, episodes)
         _check_transitions(source, groups, transitions, lengths)
@@ -307,6 +308,7 @@ class Demonstrations:
             lengths = torch.from_numpy(_read_member(path, archive, "lengths", "int64", (-1,)))
             _check_lengths(path, lengths)
             seeds = torch.from_numpy(_read_member(path, archive, "seeds", "int64", (len(lengths),)))
+            _check_seeds(str(path), seeds)
             transitions = JointTransition({g.name: _read_group(path, archive, g, lengths) for g in groups})
         _check_transitions(str(path), groups, transitions, lengths)
         return cls(groups, transitions, lengths, seeds, header["metadata"])
@@ -585,6 +587,15 @@ def _check_lengths(path: Path, lengths: Tensor) -> None:
     if (lengths < 1).any():
         episode = int((lengths < 1).nonzero()[0])
         raise ValueError(f"{path}: episode {episode} has no steps (length {int(lengths[episode])}); leave it out")
+
+
+def _check_seeds(source: str, seeds: Tensor) -> None:
+    if (seeds < -1).any():
+        episode = int((seeds < -1).nonzero()[0])
+        raise ValueError(
+            f"{source}: episode {episode} has the reset seed {int(seeds[episode])}; give those from 0 on, and -1 where "
+            "it is unknown"
+        )
 
 
 def _check_episode_layout(place: str, groups: tuple[AgentGroup, ...], episode: JointTransition) -> None:

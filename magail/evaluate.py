@@ -21,7 +21,7 @@ import rich
 import torch
 from omegaconf import DictConfig
 
-from magail.config import EvaluateConfig, build, conform, one_clear_message
+from magail.config import MOST, EvaluateConfig, build, conform, one_clear_message
 from magail.experts import Source, load_expert, moved
 from magail.experts import most_likely as most_likely_actions
 from magail.opponents import against
@@ -56,7 +56,7 @@ def returns_against(
     ``player`` None is random play; with ``most_likely`` a policy does not draw its actions (opponents always do).
     """
     seat = against(env, opponents, seeds.start)
-    policy = moved(load_expert(player, seat.groups) if player else RandomPolicy(seat.groups), env.device)
+    policy = moved(RandomPolicy(seat.groups) if player is None else load_expert(player, seat.groups), env.device)
     generator = torch.Generator().manual_seed(seeds.start)
     returns, _ = play_episodes(seat, most_likely_actions(policy) if most_likely else policy, seeds, generator)
     return returns.mean(-1).numpy()
@@ -171,7 +171,7 @@ def judge(cfg: DictConfig) -> None:
     """Print a table of what the expert, random play and ``cfg.checkpoint`` come to."""
     conform(cfg, EvaluateConfig)
     check_range({"evaluation.final_episodes": cfg.evaluation.final_episodes}, 2)
-    check_range({"evaluation.seed": cfg.evaluation.seed}, 0)
+    check_range({"evaluation.seed": cfg.evaluation.seed}, 0, MOST)
     with closing(Evaluator(cfg)) as evaluator:
         players: dict[str, Source | None] = {"random": None}
         if cfg.env.expert:

@@ -81,5 +81,5 @@ def locate(path: str) -> Path:
     package, _, name = path.removeprefix("pkg://").partition("/")
     try:
         return Path(str(importlib.resources.files(package) / name))
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise ValueError(f"{path}: {error}; check what is between pkg:// and the next /") from error

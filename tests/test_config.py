@@ -146,6 +146,8 @@ def test_every_experiment_passes_the_check(experiment):
         (["seed=many"], "many"),
         (["seed=-1"], "seed=-1 must be from 0 to 1e"),
         (["seed=99999999999"], "seed=99999999999 must be from 0 to 1e"),
+        (["evaluation.seed=99999999999"], "evaluation.seed=99999999999 must be from 0 to 1e"),
+        (["discriminator.absorbing=false", "generator.absorbing=true"], "discriminator.absorbing=false never learned"),
         (["~env.train"], r"env has no train: begin its file with `defaults: \[pettingzoo\]`"),
         (["iterations=-1"], "iterations=-1 must be at least 0"),
         (["evaluation.final_episodes=1"], "at least 2"),
@@ -194,11 +196,12 @@ def test_what_cannot_be_trained_is_refused_before_it_starts(overrides, message):
     ("overrides", "message"),
     [
         (["evaluation.final_episodes=1"], "evaluation.final_episodes=1 must be at least 2"),
-        (["evaluation.seed=-1"], "evaluation.seed=-1 must be at least 0"),
+        (["evaluation.seed=-1"], "evaluation.seed=-1 must be from 0 to 1e"),
         (["evaluation.most_likely=maybe"], "evaluation.most_likely: Value 'maybe'"),
         (["checkpoint=[]"], "nobody is named who plays"),
         (["checkpoint=math.pi"], "math.pi: not a function but 3.14"),
         (["checkpoint=pkg://no_such/x.safetensors"], "No module named 'no_such'"),
+        (["checkpoint=pkg:///x.safetensors"], "pkg:///x.safetensors: Empty module name"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(overrides, message):

@@ -478,6 +478,7 @@ def put(member: str, index: Any, value: Any) -> Callable[[Arrays], None]:
         (put("talker/truncated", (13, 0), False), ["talker_0", "step 5", "episode stops here"]),
         (put("lengths", slice(3, 4), 0), ["no steps"]),
         (put("lengths", slice(3, 4), -6), ["no steps"]),
+        (put("seeds", slice(3, 4), -2), ["the reset seed -2"]),
     ],
 )
 def test_a_bad_value_is_named_by_file_episode_and_agent(
