@@ -82,7 +82,8 @@ WORDS = (
     "where sides compete, means over the sides, each against the expert. A cell is the interquartile mean over the "
     "seeds with its 95 % bootstrap interval; a difference the mean over the seeds, of the same demonstrations and "
     "states, with its 95 % t-interval. *BC* clones the demonstrations as they are; *BC, same views* are the clones "
-    "from which MAGAIL began, in the views that it found (*its clone*)."
+    "from which MAGAIL began, in the views that it found (*its clone*). Rows may be of several machines and days "
+    "(their commits are in the .csv): scores compare, seconds do not."
 )
 SELECTION = (
     "Scores (100 episodes, multiwalker 20) by which the checkpoint of the best held-out likelihood, and the last one, "

@@ -80,9 +80,11 @@ class GailRewardModel:
             )
         self.reward_model: nn.Module
         if self.images:
+            self.num_inputs = math.prod(size) + self.cfg["action_size"]
             self.reward_model = _ImageNetwork(size, self.cfg["action_size"])
         else:
-            self.reward_model = _VectorNetwork(size if isinstance(size, int) else size[0], self.cfg["hidden_size"])
+            self.num_inputs = size if isinstance(size, int) else size[0]
+            self.reward_model = _VectorNetwork(self.num_inputs, self.cfg["hidden_size"])
         self.reward_model.to(device)
         self.opt = torch.optim.Adam(self.reward_model.parameters(), self.cfg["learning_rate"])
         self.expert_data: list[Tensor] = []
@@ -107,15 +109,12 @@ class GailRewardModel:
                 "to the folder of an expert_data.pkl"
             )
         self.expert_data = self._pairs(read_steps(path, ("obs", "action")))
-        size = self.cfg["input_size"]
-        wanted = (
-            math.prod(size) + self.cfg["action_size"] if self.images else size if isinstance(size, int) else size[0]
-        )
         found = {len(pair) for pair in self.expert_data}
-        if found != {wanted}:
+        if found != {self.num_inputs}:
             raise ValueError(
                 f"{path}: its steps have {', '.join(map(str, sorted(found)))} numbers, observation and action added "
-                f"up, where the reward model's input_size={size} makes {wanted}: set input_size to theirs"
+                f"up, where the reward model's input_size={self.cfg['input_size']} makes {self.num_inputs}: set "
+                "input_size to theirs"
             )
 
     def collect_data(self, data: Sequence[Mapping[str, Any]]) -> None:
