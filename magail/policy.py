@@ -170,7 +170,11 @@ class Policy(nn.Module):
         return {name: distributions[name].log_prob(g.action) * g.mask for name, g in batch.groups.items()}
 
     def negative_log_likelihood(self, batch: JointTransition) -> Tensor:
-        """Mean of -log pi(a|s) over groups, steps and living agents: the behavioural cloning loss, in nats.
+        """Mean of -log pi(a|s) over groups, steps and living agents: the behavioural cloning loss, in nats."""
+        return torch.stack(list(self.negative_log_likelihoods(batch).values())).mean()
+
+    def negative_log_likelihoods(self, batch: JointTransition) -> ByGroup:
+        """Each group's mean of -log pi(a|s) over steps and living agents, in nats.
 
         ``batch`` is of any shape, or for a recurrent policy of sequences ``[B, T]`` that begin with their episodes.
         """
@@ -180,8 +184,7 @@ class Policy(nn.Module):
             distributions = self.distributions_of_normalized(self.normalize(obs), memory, going_on)
         else:
             distributions = self.distributions(obs)
-        losses = [masked_mean(-distributions[n].log_prob(g.action), g.mask) for n, g in batch.groups.items()]
-        return torch.stack(losses).mean()
+        return {n: masked_mean(-distributions[n].log_prob(g.action), g.mask) for n, g in batch.groups.items()}
 
     def decayed(self, weight_decay: float) -> list[dict[str, Any]]:
         """Its parameters for AdamW, the spreads that are parameters without decay.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from magail.demonstrations import Demonstrations
-from magail.generators.bc import BehavioralCloning, held_out_info
+from magail.generators.bc import BehavioralCloning, all_of
 from magail.policy import Policy
 from magail.types import BatchedEnv, BatchedEnvWrapper, ByGroup, Step, Symmetries
 
@@ -98,9 +98,9 @@ def what_is_shared(
     """What the demonstrator treats as if it were one, as far as that helps.
 
     Clones of demonstrations as they are, in all ``views``, and in those times the likeliest of the ``conventions``
-    predict other demonstrations: by their mean likelihood in a cross-validation, at the end of cloning. What a clone
-    was at its best says less: nobody stops there, and the fewer the images, the sooner it is passed. Of answers that
-    are as good (`last_as_good`) the one with most images is taken, which longer cloning overfits least. A lone
+    predict other demonstrations: by each group's mean likelihood in a cross-validation, at the end of cloning. What a
+    clone was at its best says less: nobody stops there, and the fewer the images, the sooner it is passed. Of answers
+    that are as good (`last_as_good`) the one with most images is taken, which longer cloning overfits least. A lone
     demonstration cannot be asked, and nothing then speaks against the last.
 
     Args:
@@ -125,19 +125,30 @@ def what_is_shared(
         losses = []
         for answer in answers:
             symmetries = shown(answer, views, conventions)
-            losses.append([_loss(trial(in_all_views(some, *symmetries)), others) for some, others in folds])
+            losses.append([_losses(trial(in_all_views(some, *symmetries)), others) for some, others in folds])
     return answers[last_as_good(torch.tensor(losses))]
 
 
 def last_as_good(losses: Tensor) -> int:
-    """The last row of ``losses [answers, folds]`` whose mean is at most a standard error above the least, or `CERTAIN`.
+    """The last of the answers that are as good as any for every group, by ``losses [answers, folds, groups]``.
 
-    The error is of their mean difference over the folds: the rule of Breiman et al. (1984), paired. It is next to
-    nothing where demonstrators leave nothing to chance, and so is what more images then cost.
+    That is at most a standard error above the least mean, or `CERTAIN`. The error is of the mean difference over the
+    folds: the rule of Breiman et al. (1984), paired. It is next to nothing where demonstrators leave nothing to chance,
+    and so is what more images then cost. Groups are asked one by one, as a listener that gains much by other names does
+    not make up for a speaker that never used them. Where no answer suits all, their mean is asked.
     """
-    behind = losses - losses[losses.mean(1).argmin()]
-    tied = behind.mean(1) <= behind.std(1) / len(losses[0]) ** 0.5
-    return int((tied | (losses.mean(1) <= CERTAIN)).nonzero().max())
+    as_good = _are_as_good(losses).all(-1)
+    if not as_good.any():
+        as_good = _are_as_good(losses.mean(-1, keepdim=True)).squeeze(-1)
+    return int(as_good.nonzero().max())
+
+
+def _are_as_good(losses: Tensor) -> Tensor:
+    """``[answers, groups]``."""
+    means = losses.mean(1)  # [answers, groups]
+    behind = losses - losses.gather(0, means.argmin(0)[None, None].expand(1, *losses.shape[1:]))
+    tied = behind.mean(1) <= behind.std(1) / losses.shape[1] ** 0.5
+    return tied | (means <= CERTAIN)
 
 
 def likeliest(conventions: Sequence[Symmetries], demonstrations: Demonstrations, trial: Trial) -> int:
@@ -147,12 +158,14 @@ def likeliest(conventions: Sequence[Symmetries], demonstrations: Demonstrations,
     a landmark of its own is likely to do the same by other names if landmarks are renamed along with who owns them.
     """
     clone = trial(demonstrations)
-    losses = [_loss(clone, in_all_views(demonstrations, convention)) for convention in conventions]
+    losses = [sum(_losses(clone, in_all_views(demonstrations, convention))) for convention in conventions]
     return losses.index(min(losses))
 
 
-def _loss(clone: Policy, others: Demonstrations) -> float:
-    return held_out_info(clone, others)["bc/held_out_loss"]
+@torch.no_grad()
+def _losses(clone: Policy, others: Demonstrations) -> list[float]:
+    """By group."""
+    return [loss.item() for loss in clone.negative_log_likelihoods(all_of(others, clone)).values()]
 
 
 def _trial(new_policy: Callable[[], Policy], cloning: dict[str, Any], demonstrations: Demonstrations) -> Policy:

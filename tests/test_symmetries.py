@@ -192,7 +192,24 @@ def test_a_lone_demonstration_is_taken_in_all_views():
     ],
 )
 def test_of_answers_that_are_as_good_the_last_is_taken(losses, answer):
-    assert last_as_good(torch.tensor(losses)) == answer
+    assert last_as_good(torch.tensor(losses).unsqueeze(-1)) == answer
+
+
+@pytest.mark.parametrize(
+    ("speaker", "listener", "answer"),
+    [
+        ([[0.0, 0.1], [0.9, 1.0]], [[6.0, 6.1], [1.0, 1.3]], 1),  # neither suits both: the mean decides
+        ([[0.0, 0.1], [0.1, 0.0]], [[6.0, 6.1], [1.0, 1.3]], 1),
+        (
+            [[0.0, 0.1], [0.1, 0.0], [0.9, 1.0]],
+            [[6.0, 6.1], [1.5, 1.3], [1.0, 1.4]],
+            1,
+        ),  # the last: not by this speaker
+        ([[0.0, 0.1], [0.01, 0.02], [0.02, 0.03]], [[6.0, 6.1], [1.5, 1.3], [1.0, 1.4]], 2),  # certain what to say
+    ],
+)
+def test_an_answer_is_to_suit_every_group(speaker, listener, answer):
+    assert last_as_good(torch.stack([torch.tensor(speaker), torch.tensor(listener)], -1)) == answer
 
 
 def spread(num_envs):

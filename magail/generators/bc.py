@@ -10,6 +10,7 @@ from torch import Tensor
 from magail.demonstrations import Demonstrations
 from magail.policy import Policy
 from magail.ranges import check_cloning
+from magail.types import JointTransition
 
 PRIOR = 300.0  # what "auto" weight decay divides by the steps there are to clone
 SLOWEST, FASTEST, FEW = 1e-3, 3e-3, 6000  # between which "auto" learning rates lie, and where the slowest ends
@@ -94,5 +95,9 @@ def held_out_info(policy: Policy, held_out: Demonstrations | None) -> dict[str, 
     """Mean negative log-likelihood of held-out demonstrations; nothing where there are none."""
     if held_out is None:
         return {}
-    batch = held_out.episodes(range(len(held_out))) if policy.recurrent else held_out.transitions
-    return {"bc/held_out_loss": policy.negative_log_likelihood(batch).item()}
+    return {"bc/held_out_loss": policy.negative_log_likelihood(all_of(held_out, policy)).item()}
+
+
+def all_of(demonstrations: Demonstrations, policy: Policy) -> JointTransition:
+    """All there is, as the policy's likelihoods are asked for: steps, or episodes if it is recurrent."""
+    return demonstrations.episodes(range(len(demonstrations))) if policy.recurrent else demonstrations.transitions
