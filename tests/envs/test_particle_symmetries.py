@@ -232,6 +232,15 @@ def test_words_for_landmarks_that_were_no_goal_are_made_up():
     assert len(names.unique(dim=0)) == 6
 
 
+def test_who_calls_two_landmarks_the_same_has_settled_no_words():
+    """Renaming one of the two would contradict what was said of the other."""
+    task = "simple_speaker_listener_v4"
+    world = make(task, 64)
+    world.reset(itertools.count())
+    demonstrations, _ = collect(world, Speakers(world, {0: [(2, 1, 2)]}), 50)
+    assert languages(make(task, 64), demonstrations.flatten()) == []
+
+
 class Encrypting:
     """Alice says word 3 where bit and key are the same and 1 where not, Bob guesses accordingly, Eve always 1."""
 

@@ -181,16 +181,19 @@ def languages(world: ParticleEnv[Any], demonstrations: JointTransition) -> list[
     looked at again.
 
     Returns:
-        none where somebody speaks whom no demonstrations are of.
+        none where somebody speaks whom no demonstrations are of, or says the same most of two landmarks.
     """
     speakers = {role for role in world.rows if not world.kind[role].silent}
     if not speakers <= demonstrations.groups.keys():
+        return []
+    counts = {role: _counts(world, role, demonstrations.groups[role]) for role in speakers}
+    if any(_calls_two_the_same(of_agent) for of_role in counts.values() for of_agent in of_role):
         return []
     landmarks = len(world.world.landmarks)
     meant: list[list[Order]] = []  # of each of the world's agents, the words for each landmark
     for role, rows in world.rows.items():
         nothing: list[list[Order]] = [[()] * landmarks] * (rows.stop - rows.start)
-        meant += _words(world, role, demonstrations.groups[role]) if role in speakers else nothing
+        meant += [_divided(of_agent) for of_agent in counts[role]] if role in speakers else nothing
     views = []
     for order in itertools.permutations(range(landmarks)):
         called = [_along(order, *zip(*words, strict=True), number=world.symbols) for words in meant]
@@ -236,16 +239,24 @@ def _along(order: Order, *partners: Order, number: int) -> Order:
     return tuple(renamed.get(thing, thing) for thing in range(number))
 
 
-def _words(world: ParticleEnv[Any], role: str, steps: Transition) -> list[list[Order]]:
-    """For each agent of a ``role`` its words for each landmark; the most said come first, and all have as many."""
+def _counts(world: ParticleEnv[Any], role: str, steps: Transition) -> Tensor:
+    """How often each agent of a ``role`` said each word with each landmark as the goal, ``[A, landmarks, C]``."""
     goals, said = _shown(world, role, steps.obs.cpu(), "goal"), _said(world, role, steps.action.cpu())  # [B, A]
     landmarks = len(world.world.landmarks)
-    counts = torch.einsum("bal,baw->alw", F.one_hot(goals, landmarks), F.one_hot(said, world.symbols))
-    return [_divided(of_agent) for of_agent in counts]
+    return torch.einsum("bal,baw->alw", F.one_hot(goals, landmarks), F.one_hot(said, world.symbols))
+
+
+def _calls_two_the_same(counts: Tensor) -> bool:
+    """Whether of two landmarks that were goals the same word was said most, ``counts [landmarks, C]``."""
+    words = counts[counts.any(1)].argmax(1).tolist()
+    return len(set(words)) < len(words)
 
 
 def _divided(counts: Tensor) -> list[Order]:
-    """Words divided among landmarks by how often they were said with each, ``counts [landmarks, C]``."""
+    """Words divided among landmarks, the most said first and as many each, by how often they were said with each.
+
+    ``counts [landmarks, C]``.
+    """
     landmarks, symbols = counts.shape
     of_landmark: list[list[int]] = [[] for _ in range(landmarks)]
     taken: set[int] = set()
