@@ -118,16 +118,19 @@ def test_by_folder(datasets):
 TEAM = (AgentGroup("bot", ("a", "b"), spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(3)),)
 
 
+THREE_STEPS = {
+    "rewards": np.arange(3.0),
+    "terminations": np.array([False, False, False]),
+    "truncations": np.array([False, False, True]),
+}
+
+
 def team_dataset(**changes):
     """As somebody else would write two agents: one reward and one flag a step for both."""
     rng = np.random.default_rng(0)
-    episode = {
-        "observations": {name: rng.uniform(-1, 1, (4, 2)).astype(np.float32) for name in "ab"},
-        "actions": {name: rng.integers(0, 3, 3) for name in "ab"},
-        "rewards": np.arange(3.0),
-        "terminations": np.array([False, False, False]),
-        "truncations": np.array([False, False, True]),
-    } | changes
+    observations = {name: rng.uniform(-1, 1, (4, 2)).astype(np.float32) for name in "ab"}
+    actions = {name: rng.integers(0, 3, 3) for name in "ab"}
+    episode = {"observations": observations, "actions": actions} | THREE_STEPS | changes
     minari.create_dataset_from_buffers(
         "team/random-v0",
         [EpisodeBuffer(id=0, **episode)],
@@ -285,13 +288,7 @@ def test_a_file_that_opens_others_is_refused(reference, datasets):
 
 def one_agents(actions, action_space, **changes):
     """Writes "one/random-v0": an episode of three steps of an agent that sees two numbers."""
-    episode = {
-        "observations": np.zeros((4, 2), np.float32),
-        "actions": actions,
-        "rewards": np.arange(3.0),
-        "terminations": np.array([False, False, False]),
-        "truncations": np.array([False, False, True]),
-    } | changes
+    episode = {"observations": np.zeros((4, 2), np.float32), "actions": actions} | THREE_STEPS | changes
     minari.create_dataset_from_buffers(
         "one/random-v0",
         [EpisodeBuffer(id=0, **episode)],
@@ -310,8 +307,7 @@ def one_agents(actions, action_space, **changes):
 )
 def test_other_actions_than_the_environments(stored, actual):
     one_agents(np.ones((3, *stored.shape), stored.dtype), stored)
-    read = [ours.read("one/random-v0", groups_of(agent=(1, 2, stored)))]
-    assert len(read) == 1
+    assert len(ours.read("one/random-v0", groups_of(agent=(1, 2, stored)))) == 1
     with pytest.raises(ValueError, match=r"'agent_0' acts in .* there, and in .* in the environment"):
         ours.read("one/random-v0", groups_of(agent=(1, 2, actual)))
 
